@@ -1,0 +1,136 @@
+//! The one error type of the crate: what kind, about what, what was got and wanted, and the cure.
+
+use std::fmt;
+use std::path::Path;
+
+/// What went wrong, coarse enough to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused to read or write.
+    Io,
+    /// The data ends before it should.
+    Truncated,
+    /// The data contradicts itself or its checksum.
+    Corrupt,
+    /// The data is well-formed but asks for something this version does not do.
+    Unsupported,
+    /// The caller asked for something impossible.
+    InvalidArgument,
+    /// libtorch reported an error.
+    Torch,
+}
+
+/// An error with its subject: the full tensor path, file or argument it is about.
+///
+/// The message is lowercase, says what was got and what was wanted, and ends with the cure where one is
+/// known.
+///
+/// ```
+/// use codecllm::{Error, ErrorKind};
+/// let error = Error::truncated("model.norm.weight", "needs 576 bytes, 512 remain (file truncated?)");
+/// assert_eq!(error.kind(), ErrorKind::Truncated);
+/// assert_eq!(error.to_string(), "model.norm.weight: needs 576 bytes, 512 remain (file truncated?)");
+/// ```
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    subject: String,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind` about `subject`.
+    pub fn new(kind: ErrorKind, subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind, subject: subject.into(), message: message.into(), source: None }
+    }
+
+    /// The same error with the lower-level error that caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// An [`ErrorKind::Io`] error about the file at `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        let kind = match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, path.as_ref().display().to_string(), source.to_string()).with_source(source)
+    }
+
+    /// An [`ErrorKind::Truncated`] error.
+    pub fn truncated(subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Truncated, subject, message)
+    }
+
+    /// An [`ErrorKind::Corrupt`] error.
+    pub fn corrupt(subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, subject, message)
+    }
+
+    /// An [`ErrorKind::Unsupported`] error.
+    pub fn unsupported(subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported, subject, message)
+    }
+
+    /// An [`ErrorKind::InvalidArgument`] error.
+    pub fn invalid(subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidArgument, subject, message)
+    }
+
+    /// An [`ErrorKind::Torch`] error: libtorch failed while working on `subject`.
+    pub fn torch(subject: impl Into<String>, source: tch::TchError) -> Self {
+        // libtorch appends a C++ backtrace after its first line; the cause is the first line.
+        let text = source.to_string();
+        let first = text.lines().next().unwrap_or_default().to_owned();
+        Self::new(ErrorKind::Torch, subject, first).with_source(source)
+    }
+
+    /// The kind of error.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What the error is about: a tensor path, a file or an argument.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// The same error about `subject`, for a caller that knows the full path.
+    #[must_use]
+    pub fn about(mut self, subject: impl Into<String>) -> Self {
+        self.subject = subject.into();
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// Gives a fallible libtorch call its subject.
+pub(crate) trait TorchContext<T> {
+    /// Turns a [`tch::TchError`] into an [`Error`] about `subject`.
+    fn about(self, subject: &str) -> Result<T>;
+}
+
+impl<T> TorchContext<T> for std::result::Result<T, tch::TchError> {
+    fn about(self, subject: &str) -> Result<T> {
+        self.map_err(|source| Error::torch(subject, source))
+    }
+}

@@ -1,0 +1,8 @@
+//! Keeps the linear weights of a large language model entropy-coded in memory and decodes them inside the
+//! forward pass, through libtorch.
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod nn;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,76 @@
+//! tch modules whose weight is either dense or compressed; the model code above sees no difference.
+
+mod dense;
+
+pub use dense::{DenseEmbedding, DenseLinear};
+
+use tch::Tensor;
+
+use crate::error::Result;
+
+/// A linear layer, `y = x W^T + bias`, with its weight dense or compressed.
+#[derive(Debug)]
+pub enum Linear {
+    /// The weight is an ordinary tensor.
+    Dense(DenseLinear),
+}
+
+impl Linear {
+    /// `x` `[..., in_features]` to `[..., out_features]`, in `x`'s dtype.
+    pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(linear) => linear.try_forward(x),
+        }
+    }
+
+    /// `[out_features, in_features]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(linear) => linear.shape(),
+        }
+    }
+
+    /// Bytes that the weight and bias occupy in memory.
+    pub fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Dense(linear) => linear.weight_bytes(),
+        }
+    }
+}
+
+/// An embedding table, dense or compressed.
+#[derive(Debug)]
+pub enum Embedding {
+    /// The table is an ordinary tensor.
+    Dense(DenseEmbedding),
+}
+
+impl Embedding {
+    /// Token ids (any shape, `Int64`) to vectors `[..., hidden]` in the model's dtype.
+    pub fn try_forward(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(embedding) => embedding.try_forward(ids),
+        }
+    }
+
+    /// `[vocab, hidden]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(embedding) => embedding.shape(),
+        }
+    }
+
+    /// Bytes that the table occupies in memory.
+    pub fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Dense(embedding) => embedding.weight_bytes(),
+        }
+    }
+
+    /// The head that shares this table (a tied `lm_head`): the same memory, no copy.
+    pub fn tied_head(&self) -> Linear {
+        match self {
+            Self::Dense(embedding) => Linear::Dense(embedding.tied_head()),
+        }
+    }
+}
