@@ -2,7 +2,10 @@
 //! forward pass, through libtorch.
 #![deny(missing_docs)]
 
+pub mod codec;
 pub mod error;
 pub mod nn;
+pub mod rans;
+pub mod tile;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,163 @@
+//! The byte buffers that make up a compressed tensor, owned and borrowed.
+
+use half::bf16;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::header::{Header, HEADER_BYTES};
+use super::tile_payload::{TileHeader, TileSections, PAYLOAD_ALIGN_BYTES, TILE_HEADER_BYTES};
+use crate::error::{Error, Result};
+use crate::rans::FrequencyTable;
+
+/// The names of a tensor's buffers, in the order of [`Buffers`]. A buffer's full name is the tensor path, a dot,
+/// and one of these.
+pub const BUFFER_NAMES: [&str; 5] = ["header", "scales", "tables", "tiles", "payload"];
+
+/// The buffers of one compressed tensor, all bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffers {
+    /// [`Header`].
+    pub header: Vec<u8>,
+    /// BF16 scales, one or one a row.
+    pub scales: Vec<u8>,
+    /// Frequency tables.
+    pub tables: Vec<u8>,
+    /// Tile headers, 8 bytes each.
+    pub tiles: Vec<u8>,
+    /// Tile payloads.
+    pub payload: Vec<u8>,
+}
+
+impl Buffers {
+    /// The buffers in the order of [`BUFFER_NAMES`].
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let all: [&[u8]; 5] = [&self.header, &self.scales, &self.tables, &self.tiles, &self.payload];
+        BUFFER_NAMES.into_iter().zip(all)
+    }
+
+    /// Bytes of all buffers together.
+    pub fn total_bytes(&self) -> usize {
+        self.iter().map(|(_, bytes)| bytes.len()).sum()
+    }
+
+    /// Checks the buffers and looks at them as a tensor. `subject` is the tensor path.
+    pub fn view<'a>(&'a self, subject: &str) -> Result<View<'a>> {
+        View::new(subject, [&self.header, &self.scales, &self.tables, &self.tiles, &self.payload])
+    }
+}
+
+/// A compressed tensor in borrowed buffers whose sizes, offsets and counts have been checked.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// The parsed header.
+    pub header: Header,
+    subject: String,
+    scales: &'a [u8],
+    tables: &'a [u8],
+    tiles: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// Checks the sizes of `buffers`, in the order of [`BUFFER_NAMES`], against the header.
+    pub fn new(subject: &str, buffers: [&'a [u8]; 5]) -> Result<Self> {
+        let [header, scales, tables, tiles, payload] = buffers;
+        let header = Header::parse(header, subject)?;
+        // A tile has at least one weight, so its count is at most rows * cols <= 2^64 / 8 and cannot overflow here
+        // before the comparison fails.
+        let tiles_bytes = header.grid.tile_count().saturating_mul(TILE_HEADER_BYTES);
+        let wanted = [
+            ("scales", scales.len(), 2 * header.scale_count()),
+            ("tables", tables.len(), header.tables_bytes),
+            ("tiles", tiles.len(), tiles_bytes),
+            ("payload", payload.len(), header.payload_bytes),
+        ];
+        for (name, got, want) in wanted {
+            if got != want {
+                return Err(Error::corrupt(
+                    subject,
+                    format!("buffer {name} has {got} bytes, the header says {want} (buffers mixed up?)"),
+                ));
+            }
+        }
+        Ok(Self { header, subject: subject.to_owned(), scales, tables, tiles, payload })
+    }
+
+    /// The tensor path, for errors.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Bytes of all buffers together.
+    pub fn total_bytes(&self) -> usize {
+        HEADER_BYTES + self.scales.len() + self.tables.len() + self.tiles.len() + self.payload.len()
+    }
+
+    /// Compares the checksum of the buffers with the header's.
+    pub fn verify_checksum(&self) -> Result<()> {
+        let got = checksum(self.scales, self.tables, self.tiles, self.payload);
+        if got != self.header.checksum {
+            return Err(Error::corrupt(
+                &*self.subject,
+                format!("checksum {got:016x}, wanted {:016x} (file damaged?)", self.header.checksum),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The scale of each row (or the only one), as FP32.
+    pub fn scales(&self) -> Vec<f32> {
+        self.scales.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+    }
+
+    /// Reads the frequency tables.
+    pub fn frequency_tables(&self) -> Result<Vec<FrequencyTable>> {
+        let mut rest = self.tables;
+        let mut tables = Vec::with_capacity(self.header.table_count);
+        for _ in 0..self.header.table_count {
+            tables.push(FrequencyTable::read(&mut rest, self.header.scale_bits, &self.subject)?);
+        }
+        if !rest.is_empty() {
+            return Err(Error::corrupt(
+                &*self.subject,
+                format!("{} bytes follow the last frequency table", rest.len()),
+            ));
+        }
+        Ok(tables)
+    }
+
+    /// The header of the tile at `index`.
+    pub fn tile_header(&self, index: usize) -> Result<TileHeader> {
+        let at = index * TILE_HEADER_BYTES;
+        let mut bytes = [0; TILE_HEADER_BYTES];
+        bytes.copy_from_slice(&self.tiles[at..at + TILE_HEADER_BYTES]);
+        TileHeader::parse(bytes, &self.header, &self.subject)
+    }
+
+    /// The checked payload sections of the tile at `index`.
+    pub fn tile_sections(&self, index: usize) -> Result<TileSections<'a>> {
+        let tile_header = self.tile_header(index)?;
+        let start = tile_header.offset as usize * PAYLOAD_ALIGN_BYTES;
+        let end = if index + 1 < self.header.grid.tile_count() {
+            self.tile_header(index + 1)?.offset as usize * PAYLOAD_ALIGN_BYTES
+        } else {
+            self.payload.len()
+        };
+        let payload = self.payload.get(start..end).ok_or_else(|| {
+            Error::corrupt(
+                &*self.subject,
+                format!("tile {index} lies at bytes {start} to {end} of {}", self.payload.len()),
+            )
+        })?;
+        let tile = self.header.grid.tile(index);
+        TileSections::split(tile_header, &self.header, &tile, payload, &self.subject)
+    }
+}
+
+/// XXH3-64 over the buffers that the header vouches for.
+pub(super) fn checksum(scales: &[u8], tables: &[u8], tiles: &[u8], payload: &[u8]) -> u64 {
+    let mut hasher = Xxh3::new();
+    for bytes in [scales, tables, tiles, payload] {
+        hasher.update(bytes);
+    }
+    hasher.digest()
+}

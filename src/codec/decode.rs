@@ -1,0 +1,198 @@
+//! Buffers to integer grid, with the best instructions of this processor.
+
+use rayon::prelude::*;
+
+use super::buffers::View;
+use super::fragments::{decode_fragments, spread, Fragments, TileJob, WordBuffer};
+use super::half_value;
+use super::reference::decode_tile_reference;
+use super::tile_payload::{Predictor, TileSections};
+use super::value_half;
+use crate::error::{Error, Result};
+use crate::rans::simd::EntryTable;
+use crate::rans::{FrequencyTable, LANES};
+use crate::tile::raw_bits::MAX_RAW_BITS;
+use crate::tile::{Group, Tile, LANE_WEIGHTS};
+
+pub use crate::rans::simd::Level;
+
+/// A tensor's tables, spread for decoding. Made once, used by every forward.
+#[derive(Clone, Debug)]
+pub struct DecodeTables {
+    frequencies: Vec<FrequencyTable>,
+    entries: Vec<EntryTable>,
+}
+
+impl DecodeTables {
+    /// Reads and spreads the tables of `view`.
+    pub fn new(view: &View) -> Result<Self> {
+        let frequencies = view.frequency_tables()?;
+        let layout = view.header.layout;
+        let entries = frequencies
+            .iter()
+            .map(|table| {
+                EntryTable::new(table, |symbol| spread(layout, symbol)).ok_or_else(|| {
+                    Error::corrupt(view.subject(), "a table has a frequency of 4096, wanted at most 4095")
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { frequencies, entries })
+    }
+
+    /// Bytes that the spread tables take.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(EntryTable::bytes).sum()
+    }
+}
+
+/// What takes the decoded weights of a tile.
+pub trait TileSink {
+    /// The fragments of one group, escapes left out (they are zero). Groups come in order, stripe by stripe.
+    fn group(&mut self, group: &Group, fragments: &Fragments);
+    /// One escape, after all groups: the true value of a weight that was zero in its fragment.
+    fn escape(&mut self, row: usize, col: usize, value: i16);
+}
+
+/// Decodes tiles, with room of its own to do so. One a thread.
+#[derive(Default)]
+pub struct TileDecoder {
+    level: Option<Level>,
+    words: WordBuffer,
+}
+
+impl std::fmt::Debug for TileDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TileDecoder").field("level", &self.level).finish_non_exhaustive()
+    }
+}
+
+impl TileDecoder {
+    /// A decoder with the best level of this processor.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A decoder with `level`, or `None` where this processor lacks it.
+    pub fn with_level(level: Level) -> Option<Self> {
+        (level <= Level::detect()).then(|| Self { level: Some(level), ..Self::default() })
+    }
+
+    /// Decodes the tile at `index` into `sink`.
+    ///
+    /// An error means that the tile is damaged, and that what `sink` got is worthless.
+    pub fn decode(
+        &mut self,
+        view: &View,
+        tables: &DecodeTables,
+        index: usize,
+        sink: &mut dyn TileSink,
+    ) -> Result<()> {
+        let tile = view.header.grid.tile(index);
+        let sections = view.tile_sections(index)?;
+        if sections.header.predictor == Predictor::Left {
+            let values = decode_tile_reference(view, index, &tables.frequencies)?;
+            feed_values(&values, tile, sink);
+            return Ok(());
+        }
+        self.decode_sections(view, tables, &sections, tile, sink)
+    }
+
+    fn decode_sections(
+        &mut self,
+        view: &View,
+        tables: &DecodeTables,
+        sections: &TileSections,
+        tile: Tile,
+        sink: &mut dyn TileSink,
+    ) -> Result<()> {
+        let header = sections.header;
+        let job = TileJob {
+            layout: view.header.layout,
+            tile,
+            sections,
+            field: header.raw_field(&view.header),
+            table: header.has_symbols().then(|| &tables.entries[usize::from(header.table)]),
+        };
+        let level = *self.level.get_or_insert_with(Level::detect);
+        if !decode_fragments(level, &job, &mut self.words, sink) {
+            return Err(Error::corrupt(
+                view.subject(),
+                format!(
+                    "a lane of the tile at row {}, column {} does not end where it was begun (payload damaged?)",
+                    tile.row, tile.col
+                ),
+            ));
+        }
+        for (position, value) in sections.escapes() {
+            sink.escape(position / tile.cols, position % tile.cols, value);
+        }
+        Ok(())
+    }
+}
+
+/// Gives a tile that is already on the grid to `sink` in the order of a decoded one.
+fn feed_values(values: &[i16], tile: Tile, sink: &mut dyn TileSink) {
+    let fits = |value: i16| u32::from(value.unsigned_abs()) < 1 << (MAX_RAW_BITS - 1);
+    for group in tile.groups() {
+        let mut fragments = Fragments::zero();
+        for (lane, n) in (0..LANES).flat_map(|lane| (0..LANE_WEIGHTS).map(move |n| (lane, n))) {
+            if let Some((row, col)) = group.weight(lane, n) {
+                let value = values[(group.row + row) * tile.cols + group.col + col];
+                if fits(value) {
+                    fragments.add_half(lane, n, value_half(value));
+                }
+            }
+        }
+        sink.group(&group, &fragments);
+    }
+    for (position, &value) in values.iter().enumerate().filter(|(_, &value)| !fits(value)) {
+        sink.escape(position / tile.cols, position % tile.cols, value);
+    }
+}
+
+/// Decodes the whole grid, row-major `rows x cols`, on all rayon threads, with `level` or the best there is.
+pub fn decode_grid(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
+    let grid = view.header.grid;
+    let tables = DecodeTables::new(view)?;
+    let mut values = vec![0; grid.rows() * grid.cols()];
+    let band = grid.tile_rows() * grid.cols();
+    values.par_chunks_mut(band).enumerate().try_for_each_init(
+        || level.map_or_else(|| Some(TileDecoder::new()), TileDecoder::with_level),
+        |decoder, (down, band)| {
+            let decoder = decoder.as_mut().ok_or_else(|| {
+                Error::unsupported(view.subject(), format!("this processor has no {level:?}"))
+            })?;
+            for index in down * grid.tiles_across()..(down + 1) * grid.tiles_across() {
+                let tile = grid.tile(index);
+                let mut sink = GridSink { band: &mut *band, cols: grid.cols(), first_col: tile.col };
+                decoder.decode(view, &tables, index, &mut sink)?;
+            }
+            Ok(())
+        },
+    )?;
+    Ok(values)
+}
+
+/// Writes grid values row-major.
+struct GridSink<'a> {
+    band: &'a mut [i16],
+    cols: usize,
+    first_col: usize,
+}
+
+impl TileSink for GridSink<'_> {
+    fn group(&mut self, group: &Group, fragments: &Fragments) {
+        for lane in (0..LANES).filter(|&lane| group.has_lane(lane)) {
+            for n in 0..LANE_WEIGHTS {
+                if let Some((row, col)) = group.weight(lane, n) {
+                    let at = (group.row + row) * self.cols + self.first_col + group.col + col;
+                    self.band[at] = half_value(fragments.half(lane, n)) as i16;
+                }
+            }
+        }
+    }
+
+    fn escape(&mut self, row: usize, col: usize, value: i16) {
+        self.band[row * self.cols + self.first_col + col] = value;
+    }
+}

@@ -1,0 +1,380 @@
+//! Decodes a tile group by group into fragments: the registers of 32 lanes, two FP16-like halves each.
+//!
+//! Written once over [`U32x32`]; groups with partial lanes, which only occur at a matrix's edge, go lane by lane.
+
+use super::decode::TileSink;
+use super::header::Layout;
+use super::tile_payload::TileSections;
+use crate::rans::simd::{all_ended, EntryTable, LaneArray, LaneVectors, Level, StepConstants, U32x32};
+use crate::rans::{LANES, STATE_LOWER_BOUND, WORD_BITS};
+use crate::tile::raw_bits::{RawField, RawPart};
+use crate::tile::{Group, Tile, LANE_REGISTERS, LANE_WEIGHTS};
+
+/// The registers of a group: `[register][lane]`, each two halves (sign at bit 15, magnitude at bit 0), zero outside
+/// the matrix.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Fragments(pub [[u32; LANES]; LANE_REGISTERS]);
+
+impl Fragments {
+    /// No weights.
+    pub fn zero() -> Self {
+        Self([[0; LANES]; LANE_REGISTERS])
+    }
+
+    /// The half of a lane's `n`-th weight.
+    #[inline]
+    pub fn half(&self, lane: usize, n: usize) -> u32 {
+        self.0[n / 2][lane] >> (16 * (n % 2)) & 0xFFFF
+    }
+
+    /// ORs `half` into a lane's `n`-th weight.
+    #[inline]
+    pub fn add_half(&mut self, lane: usize, n: usize, half: u32) {
+        self.0[n / 2][lane] |= half << (16 * (n % 2));
+    }
+}
+
+/// Words are read in windows of two: this many bytes past a lane's last word may be read.
+const WINDOW_SLACK_BYTES: usize = 8;
+
+/// One tile, checked and ready to decode.
+pub(super) struct TileJob<'a> {
+    pub layout: Layout,
+    pub tile: Tile,
+    pub sections: &'a TileSections<'a>,
+    pub field: RawField,
+    /// `None` for a tile without symbols.
+    pub table: Option<&'a EntryTable>,
+}
+
+/// The words of a tile, copied so that a lane which runs past its own (in a damaged tile) stays inside.
+#[derive(Default)]
+pub(super) struct WordBuffer(Vec<u8>);
+
+impl WordBuffer {
+    fn fill(&mut self, job: &TileJob) {
+        // A step takes at most one word, so no lane gets further than this past where it starts.
+        let steps = job.tile.stripes() * job.tile.groups_across() * LANE_WEIGHTS
+            / job.layout.weights_per_symbol();
+        self.0.clear();
+        self.0.extend_from_slice(job.sections.words);
+        self.0.resize(job.sections.words.len() + 2 * steps + WINDOW_SLACK_BYTES, 0);
+    }
+}
+
+/// Decodes one tile into `sink`. `false`: a lane did not end as it should, and what the sink got is worthless.
+pub(super) fn decode_fragments(
+    level: Level,
+    job: &TileJob,
+    words: &mut WordBuffer,
+    sink: &mut dyn TileSink,
+) -> bool {
+    words.fill(job);
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Level::detect` found AVX-512 F, BW and VL.
+        Level::Avx512 => unsafe { decode_avx512(job, &words.0, sink) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Level::detect` found AVX2.
+        Level::Avx2 => unsafe { decode_avx2(job, &words.0, sink) },
+        // SAFETY: needs no instruction beyond the baseline.
+        _ => unsafe { decode_tile::<crate::rans::simd::portable::Portable>(job, &words.0, sink) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn decode_avx512(job: &TileJob, words: &[u8], sink: &mut dyn TileSink) -> bool {
+    // SAFETY: compiled for the instructions that the type uses.
+    unsafe { decode_tile::<crate::rans::simd::avx512::Avx512>(job, words, sink) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn decode_avx2(job: &TileJob, words: &[u8], sink: &mut dyn TileSink) -> bool {
+    // SAFETY: compiled for the instructions that the type uses.
+    unsafe { decode_tile::<crate::rans::simd::avx2::Avx2>(job, words, sink) }
+}
+
+/// # Safety
+/// As for all of [`U32x32`]; `words` is a filled [`WordBuffer`] of `job`.
+#[inline(always)]
+unsafe fn decode_tile<V: U32x32>(job: &TileJob, words: &[u8], sink: &mut dyn TileSink) -> bool {
+    let mut states = LaneArray(job.sections.states);
+    let (mut offsets, ends) = word_offsets(&job.sections.lengths);
+    let parts: Vec<RawPart> = job.field.parts().collect();
+    let mut raw = job.sections.raw;
+    let mut fragments = Fragments::zero();
+    for group in job.tile.groups() {
+        let (own, rest) = raw.split_at(job.field.group_bytes(&group));
+        raw = rest;
+        if !group.lanes_are_whole() {
+            fragments = Fragments::zero();
+            job.field.read_group(&group, own, |lane, n, half| fragments.add_half(lane, n, half));
+            if let Some(table) = job.table {
+                partial_lanes(job, table, words, &group, &mut states, &mut offsets, &mut fragments);
+            }
+        } else {
+            let lanes = PresentLanes::of(&group);
+            // SAFETY: `own` holds the raw bits of all present lanes; the lanes' offsets stay inside `words` since
+            // the buffer has room for a word a step.
+            unsafe {
+                raw_registers::<V>(&parts, own, &lanes, &mut fragments);
+                if let Some(table) = job.table {
+                    whole_lanes::<V>(job, table, words, &lanes, &mut states, &mut offsets, &mut fragments);
+                }
+            }
+        }
+        sink.group(&group, &fragments);
+    }
+    job.table.is_none() || all_ended(&states, &offsets, &ends)
+}
+
+/// Byte offsets at which each lane's words start, and where they end.
+fn word_offsets(lengths: &[usize; LANES]) -> (LaneArray, [u32; LANES]) {
+    let mut starts = LaneArray([0; LANES]);
+    let mut ends = [0; LANES];
+    let mut next = 0u32;
+    for lane in 0..LANES {
+        starts.0[lane] = next;
+        // At most 32 * 65535 words.
+        next += 2 * lengths[lane] as u32;
+        ends[lane] = next;
+    }
+    (starts, ends)
+}
+
+/// Which lanes a group of whole lanes has.
+struct PresentLanes {
+    all: bool,
+    count: usize,
+    /// 1 where present.
+    present: LaneArray,
+    /// Index among the present lanes.
+    ranks: LaneArray,
+}
+
+impl PresentLanes {
+    fn of(group: &Group) -> Self {
+        let mut present = LaneArray([0; LANES]);
+        let mut ranks = LaneArray([0; LANES]);
+        let mut count = 0;
+        for lane in (0..LANES).filter(|&lane| group.has_lane(lane)) {
+            present.0[lane] = 1;
+            ranks.0[lane] = count;
+            count += 1;
+        }
+        Self { all: group.is_full(), count: count as usize, present, ranks }
+    }
+}
+
+/// Unpacks the raw bits of a group of whole lanes.
+///
+/// # Safety
+/// As for all of [`U32x32`]; `raw` holds the group's raw bits.
+#[inline(always)]
+unsafe fn raw_registers<V: U32x32>(
+    parts: &[RawPart],
+    raw: &[u8],
+    lanes: &PresentLanes,
+    fragments: &mut Fragments,
+) {
+    if parts.is_empty() {
+        *fragments = Fragments::zero();
+        return;
+    }
+    // SAFETY: every offset is `RawPart::word_offset` of a present lane, inside `raw`.
+    unsafe {
+        let ranks = V::load(lanes.ranks.0.as_ptr());
+        let present = V::load(lanes.present.0.as_ptr()).nonzero();
+        for (index, part) in parts.iter().enumerate() {
+            let mask = V::splat(part.mask);
+            let own = ranks.mul(V::splat(4 * part.bits.min(4) as u32));
+            for word in 0..part.bits {
+                let base = raw.as_ptr().add(4 * part.word_offset(word, 0, lanes.count));
+                let packed = V::gather_bytes(base, own);
+                for register in word * part.registers_per_word()..(word + 1) * part.registers_per_word() {
+                    let mut value = packed.rotate_right(part.rotation(register)).and(mask);
+                    if !lanes.all {
+                        value = V::select(present, value, V::splat(0));
+                    }
+                    let slot = fragments.0[register].as_mut_ptr();
+                    if index > 0 {
+                        value = value.or(V::load(slot));
+                    }
+                    value.store(slot);
+                }
+            }
+        }
+    }
+}
+
+/// Pops the symbols of a group of whole lanes.
+///
+/// # Safety
+/// As for all of [`U32x32`]; `words` has room for a word a step of every lane.
+#[inline(always)]
+unsafe fn whole_lanes<V: U32x32>(
+    job: &TileJob,
+    table: &EntryTable,
+    words: &[u8],
+    lanes: &PresentLanes,
+    states: &mut LaneArray,
+    offsets: &mut LaneArray,
+    fragments: &mut Fragments,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let constants = StepConstants::<V>::new(table);
+        let mut vectors = LaneVectors::<V>::new(states, offsets);
+        if lanes.all {
+            pop_group(job, &constants, words, &mut vectors, None, fragments);
+        } else {
+            let present = V::load(lanes.present.0.as_ptr()).nonzero();
+            pop_group(job, &constants, words, &mut vectors, Some(present), fragments);
+        }
+        vectors.save(states, offsets);
+    }
+}
+
+#[inline(always)]
+unsafe fn pop_group<V: U32x32>(
+    job: &TileJob,
+    constants: &StepConstants<V>,
+    words: &[u8],
+    vectors: &mut LaneVectors<V>,
+    active: Option<V::Mask>,
+    fragments: &mut Fragments,
+) {
+    let raw_bits = job.sections.header.raw_magnitude_bits;
+    // SAFETY: the caller's; registers and lanes are in range.
+    unsafe {
+        match job.layout {
+            Layout::Fast => pop_fast(constants, words, vectors, active, raw_bits, fragments),
+            Layout::Small => pop_small(constants, words, vectors, active, raw_bits, fragments),
+        }
+    }
+}
+
+/// ORs `bits` into a register of the lanes in `active`.
+#[inline(always)]
+unsafe fn merge<V: U32x32>(register: &mut [u32; LANES], bits: V, active: Option<V::Mask>) {
+    // SAFETY: 32 integers.
+    unsafe {
+        let bits = match active {
+            Some(active) => V::select(active, bits, V::splat(0)),
+            None => bits,
+        };
+        V::load(register.as_ptr()).or(bits).store(register.as_mut_ptr());
+    }
+}
+
+/// Eight symbols of four 2-bit classes.
+#[inline(always)]
+unsafe fn pop_fast<V: U32x32>(
+    constants: &StepConstants<V>,
+    words: &[u8],
+    vectors: &mut LaneVectors<V>,
+    active: Option<V::Mask>,
+    raw_bits: u32,
+    fragments: &mut Fragments,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (class, shift, two) = (V::splat(0x0003_0003), V::splat(raw_bits), V::splat(2));
+        for symbol in 0..LANE_WEIGHTS / 4 {
+            if symbol % 2 == 0 {
+                vectors.open_window(words.as_ptr());
+            }
+            let entry = vectors.step(constants, active);
+            let first = entry.and(class).shl(shift);
+            let second = entry.shr(two).and(class).shl(shift);
+            merge(&mut fragments.0[2 * symbol], first, active);
+            merge(&mut fragments.0[2 * symbol + 1], second, active);
+        }
+    }
+}
+
+/// 32 symbols of one weight.
+#[inline(always)]
+unsafe fn pop_small<V: U32x32>(
+    constants: &StepConstants<V>,
+    words: &[u8],
+    vectors: &mut LaneVectors<V>,
+    active: Option<V::Mask>,
+    raw_bits: u32,
+    fragments: &mut Fragments,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (low, high, sign) = (V::splat(0xF), V::splat(0x70), V::splat(0x8000));
+        let (twelve, four, shift) = (V::splat(12), V::splat(4), V::splat(raw_bits));
+        for n in 0..LANE_WEIGHTS {
+            if n % 2 == 0 {
+                vectors.open_window(words.as_ptr());
+            }
+            let entry = vectors.step(constants, active);
+            let magnitude = entry.and(low).or(entry.shr(twelve).and(high)).shl(shift);
+            let mut half = magnitude.or(entry.shr(four).and(sign));
+            if n % 2 == 1 {
+                half = half.shl(V::splat(16));
+            }
+            merge(&mut fragments.0[n / 2], half, active);
+        }
+    }
+}
+
+/// An entry's symbol bits for a layout: the inverse is in [`pop_fast`] and [`pop_small`].
+pub(super) fn spread(layout: Layout, symbol: u8) -> u32 {
+    let symbol = u32::from(symbol);
+    match layout {
+        Layout::Fast => {
+            let class = |index: u32| symbol >> (2 * index) & 3;
+            class(0) | class(2) << 2 | class(1) << 16 | class(3) << 18
+        }
+        Layout::Small => (symbol & 0xF) | (symbol & 0xF0) << 12,
+    }
+}
+
+/// The symbol of an entry: the inverse of [`spread`].
+fn gather_symbol(layout: Layout, entry: u32) -> u8 {
+    let bits = |at: u32, count: u32| entry >> at & ((1 << count) - 1);
+    let symbol = match layout {
+        Layout::Fast => bits(0, 2) | bits(16, 2) << 2 | bits(2, 2) << 4 | bits(18, 2) << 6,
+        Layout::Small => bits(0, 4) | bits(16, 4) << 4,
+    };
+    symbol as u8
+}
+
+/// Pops the symbols of a group in which lanes own some of their weights.
+fn partial_lanes(
+    job: &TileJob,
+    table: &EntryTable,
+    words: &[u8],
+    group: &Group,
+    states: &mut LaneArray,
+    offsets: &mut LaneArray,
+    fragments: &mut Fragments,
+) {
+    let count = job.layout.weights_per_symbol();
+    for lane in (0..LANES).filter(|&lane| group.has_lane(lane)) {
+        for first in (0..LANE_WEIGHTS).step_by(count) {
+            if !group.has_symbol(lane, first, count) {
+                continue;
+            }
+            let (entry, mut state) = table.advance(states.0[lane]);
+            if state < STATE_LOWER_BOUND {
+                let at = offsets.0[lane] as usize;
+                state = state << WORD_BITS | u32::from(u16::from_le_bytes([words[at], words[at + 1]]));
+                offsets.0[lane] += 2;
+            }
+            states.0[lane] = state;
+            let symbol = gather_symbol(job.layout, entry);
+            for index in (0..count).filter(|index| group.weight(lane, first + index).is_some()) {
+                let raw_bits = job.sections.header.raw_magnitude_bits;
+                fragments.add_half(lane, first + index, job.layout.symbol_half(symbol, index, raw_bits));
+            }
+        }
+    }
+}

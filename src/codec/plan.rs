@@ -1,0 +1,281 @@
+//! What the encoder chooses before it codes: tile shape, and for every tile its predictor, raw bits and table.
+
+use rayon::prelude::*;
+
+use super::encode::TileValues;
+use super::header::Layout;
+use super::reference::apply_left;
+use super::tile_payload::Predictor;
+use super::value_half;
+use crate::rans::{FrequencyTable, LANES, SYMBOLS};
+use crate::tile::{Tile, TileGrid, GROUP_COLS, LANE_WEIGHTS, MAX_TILE_CELLS, STRIPE_ROWS};
+
+/// Rough size of a stored frequency table: what a further table must save.
+const TABLE_BITS: f64 = 2200.0;
+/// Bits of an escape: position and an 8-bit value.
+const ESCAPE_BITS: f64 = 24.0;
+/// How finely the tiles of one raw width are sorted before neighbours are merged into tables.
+const BINS: usize = 8;
+/// Magnitudes from here on are escapes whatever the raw bits.
+const MAGNITUDES: usize = 1024;
+
+/// Rows and columns of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileShape {
+    /// A multiple of 16.
+    pub rows: usize,
+    /// A multiple of 64.
+    pub cols: usize,
+}
+
+impl TileShape {
+    /// The shape for a `rows x cols` matrix.
+    ///
+    /// A tile costs about 110 bytes of states, lane lengths and header whatever it holds: 0.06 bit a weight at
+    /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once. Where single
+    /// rows are looked up (`row_access`, an embedding) a tile is one stripe high.
+    pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
+        let weights = rows.saturating_mul(cols);
+        let target = match layout {
+            Layout::Fast => (weights / 1024).clamp(1 << 14, 1 << 15),
+            Layout::Small => 48 << 10,
+        };
+        let widest = (target / STRIPE_ROWS).min(2048);
+        let pieces = cols.div_ceil(widest);
+        let tile_cols = cols.div_ceil(pieces).next_multiple_of(GROUP_COLS);
+        let stripes = if row_access { 1 } else { (target / (STRIPE_ROWS * tile_cols)).max(1) };
+        let most = (MAX_TILE_CELLS / (STRIPE_ROWS * tile_cols)).max(1);
+        let tile_rows = STRIPE_ROWS * stripes.min(rows.div_ceil(STRIPE_ROWS)).min(most);
+        Self { rows: tile_rows, cols: tile_cols }
+    }
+}
+
+/// What is chosen for one tile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TileChoice {
+    pub predictor: Predictor,
+    pub raw_magnitude_bits: u32,
+    pub table: usize,
+}
+
+/// Choices for all tiles and the tables they use.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub tables: Vec<FrequencyTable>,
+    pub choices: Vec<TileChoice>,
+}
+
+/// One tile's expected cost, and where it belongs among the others.
+struct Profile {
+    predictor: Predictor,
+    mean_magnitude: f64,
+    /// Expected bits for each number of raw magnitude bits.
+    bits: Vec<f64>,
+}
+
+/// Chooses for every tile of `values`, row-major over `grid`.
+pub(super) fn plan(values: &[i16], grid: &TileGrid, layout: Layout, allow_left: bool) -> Plan {
+    let tiles: Vec<Tile> = (0..grid.tile_count()).map(|index| grid.tile(index)).collect();
+    let profiles: Vec<Profile> =
+        tiles.par_iter().map(|tile| profile(values, grid, tile, layout, allow_left)).collect();
+    let widths = choose_widths(&profiles);
+    let assigned: Vec<u32> = profiles.iter().map(|profile| cheapest(profile, &widths).0).collect();
+    let mut tables = Vec::new();
+    let mut choices: Vec<TileChoice> = profiles
+        .iter()
+        .zip(&assigned)
+        .map(|(profile, &raw)| TileChoice { predictor: profile.predictor, raw_magnitude_bits: raw, table: 0 })
+        .collect();
+    for width in widths {
+        let mut members: Vec<usize> = (0..tiles.len()).filter(|&index| assigned[index] == width).collect();
+        members.sort_by(|&a, &b| profiles[a].mean_magnitude.total_cmp(&profiles[b].mean_magnitude));
+        let bins: Vec<&[usize]> = members.chunks(members.len().div_ceil(BINS).max(1)).collect();
+        let counts = bins.iter().map(|bin| symbol_counts(values, grid, bin, &choices, layout)).collect();
+        let groups = merge_neighbours(counts);
+        let mut bins = bins.into_iter();
+        for (width_in_bins, counts) in groups {
+            for &member in bins.by_ref().take(width_in_bins).flatten() {
+                choices[member].table = tables.len();
+            }
+            tables.push(FrequencyTable::from_counts(&counts, layout.scale_bits(), layout.frequency_cap()));
+        }
+    }
+    Plan { tables, choices }
+}
+
+fn profile(values: &[i16], grid: &TileGrid, tile: &Tile, layout: Layout, allow_left: bool) -> Profile {
+    let mut own = TileValues::cut(values, grid, tile).values;
+    let plain = profile_values(&own, layout, Predictor::None);
+    if !allow_left || apply_left(&mut own, tile.cols).is_none() {
+        return plain;
+    }
+    let left = profile_values(&own, layout, Predictor::Left);
+    let best = |profile: &Profile| profile.bits.iter().copied().fold(f64::INFINITY, f64::min);
+    // 16 bits: what a tie in the estimate may hide.
+    if best(&left) + 16.0 < best(&plain) {
+        left
+    } else {
+        plain
+    }
+}
+
+fn profile_values(values: &[i16], layout: Layout, predictor: Predictor) -> Profile {
+    let mut counts = vec![0u32; MAGNITUDES];
+    let mut escapes_always = 0u32;
+    let mut sum = 0u64;
+    for value in values {
+        let magnitude = usize::from(value.unsigned_abs());
+        sum += magnitude as u64;
+        match counts.get_mut(magnitude) {
+            Some(count) => *count += 1,
+            None => escapes_always += 1,
+        }
+    }
+    let bits = (0..=layout.max_raw_magnitude_bits())
+        .map(|raw| expected_bits(&counts, escapes_always, layout, raw))
+        .collect();
+    Profile { predictor, mean_magnitude: sum as f64 / values.len().max(1) as f64, bits }
+}
+
+/// Bits of a tile whose classes are independent and ideally coded.
+fn expected_bits(counts: &[u32], escapes_always: u32, layout: Layout, raw: u32) -> f64 {
+    let escape_from = layout.escape_from(raw) as usize;
+    let escapes = escapes_always + counts[escape_from..].iter().sum::<u32>();
+    let mut classes: Vec<u32> =
+        counts[..escape_from].chunks(1 << raw).map(|class| class.iter().sum()).collect();
+    classes[0] += escapes;
+    let weights: u32 = classes.iter().sum();
+    let sign_bits = match layout {
+        Layout::Fast => weights,
+        // The sign is part of the symbol and costs nothing where the class alone says zero.
+        Layout::Small if raw == 0 => weights - classes[0],
+        Layout::Small => weights,
+    };
+    entropy_bits(&classes) + f64::from(weights * raw + sign_bits) + f64::from(escapes) * ESCAPE_BITS
+}
+
+/// Order-0 entropy of `counts`, in bits over all of them.
+fn entropy_bits(counts: &[u32]) -> f64 {
+    let total = f64::from(counts.iter().sum::<u32>());
+    counts
+        .iter()
+        .filter(|&&count| count > 0)
+        .map(|&count| f64::from(count) * (total / f64::from(count)).log2())
+        .sum()
+}
+
+/// The raw widths worth a table of their own: the best single one, then further ones while they pay.
+fn choose_widths(profiles: &[Profile]) -> Vec<u32> {
+    let candidates = profiles.first().map_or(0, |profile| profile.bits.len()) as u32;
+    let total = |widths: &[u32]| profiles.iter().map(|p| cheapest(p, widths).1).sum::<f64>();
+    let mut widths: Vec<u32> = Vec::new();
+    let mut cost = f64::INFINITY;
+    while let Some((width, with)) = (0..candidates)
+        .filter(|width| !widths.contains(width))
+        .map(|width| (width, total(&[widths.as_slice(), &[width]].concat())))
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+    {
+        if with + TABLE_BITS >= cost {
+            break;
+        }
+        cost = with;
+        widths.push(width);
+    }
+    // A width that later ones made superfluous would leave an empty table.
+    let used: Vec<u32> = profiles.iter().map(|profile| cheapest(profile, &widths).0).collect();
+    widths.retain(|width| used.contains(width));
+    widths.sort_unstable();
+    widths
+}
+
+fn cheapest(profile: &Profile, widths: &[u32]) -> (u32, f64) {
+    widths
+        .iter()
+        .map(|&width| (width, profile.bits[width as usize]))
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .unwrap_or((0, f64::INFINITY))
+}
+
+/// Symbol counts over the tiles `members`.
+fn symbol_counts(
+    values: &[i16],
+    grid: &TileGrid,
+    members: &[usize],
+    choices: &[TileChoice],
+    layout: Layout,
+) -> [u64; SYMBOLS] {
+    let add = |mut a: [u64; SYMBOLS], b: [u64; SYMBOLS]| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
+    };
+    members
+        .par_iter()
+        .map(|&index| tile_symbol_counts(values, grid, &grid.tile(index), choices[index], layout))
+        .reduce(|| [0; SYMBOLS], add)
+}
+
+fn tile_symbol_counts(
+    values: &[i16],
+    grid: &TileGrid,
+    tile: &Tile,
+    choice: TileChoice,
+    layout: Layout,
+) -> [u64; SYMBOLS] {
+    let mut counts = [0; SYMBOLS];
+    let mut own = TileValues::cut(values, grid, tile);
+    own.predict(choice.predictor);
+    let escape_from = layout.escape_from(choice.raw_magnitude_bits);
+    let count = layout.weights_per_symbol();
+    let halves: Vec<u32> = own
+        .values
+        .iter()
+        .map(|value| if u32::from(value.unsigned_abs()) < escape_from { value_half(*value) } else { 0 })
+        .collect();
+    for group in tile.groups() {
+        for lane in 0..LANES {
+            for first in (0..LANE_WEIGHTS).step_by(count) {
+                if !group.is_full() && !group.has_symbol(lane, first, count) {
+                    continue;
+                }
+                let symbol = own.symbol(&halves, &group, lane, first, layout, choice.raw_magnitude_bits);
+                counts[usize::from(symbol)] += 1;
+            }
+        }
+    }
+    counts
+}
+
+/// Merges neighbouring bins while a table of their own saves less than it costs. Gives, in order, how many bins
+/// each group has and its counts.
+fn merge_neighbours(bins: Vec<[u64; SYMBOLS]>) -> Vec<(usize, [u64; SYMBOLS])> {
+    let cost = |counts: &[u64; SYMBOLS]| {
+        let total: u64 = counts.iter().sum();
+        counts
+            .iter()
+            .filter(|&&count| count > 0)
+            .map(|&count| count as f64 * (total as f64 / count as f64).log2())
+            .sum::<f64>()
+    };
+    let mut groups: Vec<(usize, [u64; SYMBOLS], f64)> =
+        bins.into_iter().map(|counts| (1, counts, cost(&counts))).collect();
+    while groups.len() > 1 {
+        let merged = |index: usize| {
+            let mut counts = groups[index].1;
+            counts.iter_mut().zip(groups[index + 1].1).for_each(|(a, b)| *a += b);
+            let together = cost(&counts);
+            (index, counts, together, together - groups[index].2 - groups[index + 1].2)
+        };
+        let Some((index, counts, together, loss)) =
+            (0..groups.len() - 1).map(merged).min_by(|a, b| a.3.total_cmp(&b.3))
+        else {
+            break;
+        };
+        if loss >= TABLE_BITS {
+            break;
+        }
+        let width = groups[index].0 + groups[index + 1].0;
+        groups[index] = (width, counts, together);
+        groups.remove(index + 1);
+    }
+    groups.into_iter().map(|(width, counts, _)| (width, counts)).collect()
+}
