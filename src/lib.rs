@@ -5,6 +5,8 @@
 pub mod codec;
 pub mod error;
 pub mod nn;
+mod ops;
+pub mod quantize;
 pub mod rans;
 pub mod tile;
 

@@ -10,7 +10,8 @@ mod fragments;
 mod header;
 mod plan;
 mod reference;
-
+mod step;
+mod tensor;
 mod tile_payload;
 
 pub use buffers::{Buffers, View, BUFFER_NAMES};
@@ -20,7 +21,8 @@ pub use encode::{encode, EncodeOptions};
 pub use header::{Header, Layout, ScaleGranularity, SourceDtype, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 pub use plan::TileShape;
 pub use reference::decode_grid_reference;
-
+pub use step::{solve_exponent, RateSample, StepRule};
+pub use tensor::{decompress, grid_entropy, CompressedTensor, Matrix, TensorStats};
 pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};
 
 /// The value of an FP16-like half: sign at bit 15, magnitude at bit 0.

@@ -1,1 +1,220 @@
-//! x
+//! A tch matrix to compressed buffers and back, in its own dtype.
+
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+use super::buffers::Buffers;
+use super::decode::decode_grid;
+use super::encode::{encode, EncodeOptions};
+use super::header::SourceDtype;
+use super::step::StepRule;
+use crate::error::{Error, Result, TorchContext};
+use crate::quantize::{dequantize_row, Distortion, Quantized};
+
+/// A matrix in compressed form.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
+/// use tch::{Device, Kind, Tensor};
+/// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
+/// let compressed = CompressedTensor::compress("w", &weight, StepRule::RowAbsmax, EncodeOptions::default())?;
+/// let back = compressed.decompress()?;
+/// assert_eq!((back.kind(), back.size()), (Kind::Half, vec![64, 128]));
+/// assert!((back - weight).abs().max().double_value(&[]) < 0.05);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CompressedTensor {
+    tensor_path: String,
+    buffers: Buffers,
+    stats: TensorStats,
+}
+
+/// What compression made of one matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TensorStats {
+    /// Number of weights.
+    pub weights: usize,
+    /// Bytes before.
+    pub original_bytes: usize,
+    /// Bytes after, everything counted.
+    pub compressed_bytes: usize,
+    /// `8 * compressed_bytes / weights`.
+    pub bits_per_weight: f64,
+    /// Order-0 entropy of the grid values, bits a weight.
+    pub grid_entropy_bits: f64,
+    /// Signal-to-noise ratio, dB.
+    pub snr_db: f64,
+    /// Largest absolute error.
+    pub max_error: f64,
+    /// Sum of squared weights and of squared errors, for totals over several tensors.
+    #[serde(skip)]
+    pub distortion: Distortion,
+}
+
+impl CompressedTensor {
+    /// Quantizes and encodes `weight`, a matrix in FP32, FP16 or BF16. `tensor_path` is its full name.
+    ///
+    /// Errors where the tensor is not such a matrix or holds a NaN or an infinity.
+    pub fn compress(
+        tensor_path: &str,
+        weight: &Tensor,
+        rule: StepRule,
+        options: EncodeOptions,
+    ) -> Result<Self> {
+        let matrix = Matrix::of(tensor_path, weight)?;
+        let quantized = rule.quantize(&matrix.weights, matrix.shape[1], tensor_path)?;
+        Self::encode(tensor_path, &matrix, &quantized, options)
+    }
+
+    /// Encodes a matrix that is already on its grid.
+    pub fn encode(
+        tensor_path: &str,
+        matrix: &Matrix,
+        quantized: &Quantized,
+        options: EncodeOptions,
+    ) -> Result<Self> {
+        let Quantized { values, scales } = quantized;
+        let buffers = encode(tensor_path, values, matrix.shape, scales, matrix.dtype, options)?;
+        let distortion = quantized.distortion(&matrix.weights, matrix.shape[1]);
+        let weights = values.len();
+        let stats = TensorStats {
+            weights,
+            original_bytes: weights * matrix.dtype.bytes(),
+            compressed_bytes: buffers.total_bytes(),
+            bits_per_weight: 8.0 * buffers.total_bytes() as f64 / weights as f64,
+            grid_entropy_bits: grid_entropy(values),
+            snr_db: distortion.snr_db(),
+            max_error: distortion.max_error,
+            distortion,
+        };
+        Ok(Self { tensor_path: tensor_path.to_owned(), buffers, stats })
+    }
+
+    /// The tensor's full name.
+    pub fn tensor_path(&self) -> &str {
+        &self.tensor_path
+    }
+
+    /// The buffers.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// What compression made of it.
+    pub fn stats(&self) -> &TensorStats {
+        &self.stats
+    }
+
+    /// The matrix again, in its own dtype, on the CPU.
+    pub fn decompress(&self) -> Result<Tensor> {
+        decompress(&self.buffers, &self.tensor_path)
+    }
+}
+
+/// Decodes and dequantizes `buffers` into a tensor of the original dtype, on the CPU.
+pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
+    let view = buffers.view(tensor_path)?;
+    view.verify_checksum()?;
+    let values = decode_grid(&view, None)?;
+    let scales = view.scales();
+    let cols = view.header.grid.cols();
+    let mut weights = vec![0f32; values.len()];
+    for (row, (weights, values)) in weights.chunks_exact_mut(cols).zip(values.chunks_exact(cols)).enumerate() {
+        let scale = scales.get(row).or(scales.first()).copied().unwrap_or_default();
+        dequantize_row(values, scale, weights);
+    }
+    let shape = [view.header.grid.rows() as i64, cols as i64];
+    Tensor::f_from_slice(&weights)
+        .and_then(|flat| flat.f_reshape(shape))
+        .and_then(|matrix| matrix.f_to_kind(view.header.dtype.kind()))
+        .about(tensor_path)
+}
+
+/// A float matrix in FP32, with the dtype it came in.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Row-major weights.
+    pub weights: Vec<f32>,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// The dtype of the tensor it was read from.
+    pub dtype: SourceDtype,
+}
+
+impl Matrix {
+    /// Reads a matrix in FP32, FP16 or BF16 on any device.
+    pub fn of(tensor_path: &str, tensor: &Tensor) -> Result<Self> {
+        let dtype = SourceDtype::of_kind(tensor.kind(), tensor_path)?;
+        let [rows, cols] = tensor.size()[..] else {
+            return Err(Error::invalid(
+                tensor_path,
+                format!("shape {:?}, only matrices are compressed (exclude this tensor)", tensor.size()),
+            ));
+        };
+        let flat = tensor
+            .f_to_device(Device::Cpu)
+            .and_then(|t| t.f_to_kind(Kind::Float))
+            .and_then(|t| t.f_contiguous())
+            .about(tensor_path)?;
+        let mut weights = vec![0f32; (rows * cols) as usize];
+        flat.f_copy_data(&mut weights, (rows * cols) as usize).about(tensor_path)?;
+        Ok(Self { weights, shape: [rows as usize, cols as usize], dtype })
+    }
+
+    /// Some whole stripes of 16 rows spread evenly over the matrix, about `weights` of them in all.
+    #[must_use]
+    pub fn sample(&self, weights: usize) -> Self {
+        let [rows, cols] = self.shape;
+        let stripe = 16 * cols;
+        let stripes = rows / 16;
+        let wanted = weights.div_ceil(stripe).max(1);
+        if stripes <= wanted {
+            return self.clone();
+        }
+        let chosen: Vec<f32> = (0..wanted)
+            .flat_map(|index| {
+                let at = index * stripes / wanted * stripe;
+                &self.weights[at..at + stripe]
+            })
+            .copied()
+            .collect();
+        Self { shape: [chosen.len() / cols, cols], weights: chosen, dtype: self.dtype }
+    }
+}
+
+impl SourceDtype {
+    /// The libtorch dtype.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::F16 => Kind::Half,
+            Self::BF16 => Kind::BFloat16,
+        }
+    }
+
+    /// The dtype that is `kind`.
+    pub fn of_kind(kind: Kind, subject: &str) -> Result<Self> {
+        match kind {
+            Kind::Float => Ok(Self::F32),
+            Kind::Half => Ok(Self::F16),
+            Kind::BFloat16 => Ok(Self::BF16),
+            other => Err(Error::invalid(
+                subject,
+                format!("dtype {other:?}, wanted Float, Half or BFloat16 (exclude this tensor)"),
+            )),
+        }
+    }
+}
+
+/// Order-0 entropy of grid values, bits each.
+pub fn grid_entropy(values: &[i16]) -> f64 {
+    let mut counts = vec![0u64; 1 << 16];
+    values.iter().for_each(|&value| counts[usize::from(value as u16)] += 1);
+    let total = values.len() as f64;
+    counts
+        .iter()
+        .filter(|&&count| count > 0)
+        .map(|&count| count as f64 / total * (total / count as f64).log2())
+        .sum()
+}

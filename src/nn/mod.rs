@@ -1,7 +1,16 @@
 //! tch modules whose weight is either dense or compressed; the model code above sees no difference.
 
+mod bias;
+mod compressed;
+mod compressed_embedding;
+mod compressed_linear;
 mod dense;
 
+pub(crate) use bias::Bias;
+pub(crate) use compressed::{check_new, path_of};
+pub use compressed::DecodeCounters;
+pub use compressed_embedding::CompressedEmbedding;
+pub use compressed_linear::{CompressedLinear, DEFAULT_FUSED_ROWS};
 pub use dense::{DenseEmbedding, DenseLinear};
 
 use tch::Tensor;
@@ -13,6 +22,8 @@ use crate::error::Result;
 pub enum Linear {
     /// The weight is an ordinary tensor.
     Dense(DenseLinear),
+    /// The weight stays compressed.
+    Compressed(CompressedLinear),
 }
 
 impl Linear {
@@ -20,6 +31,7 @@ impl Linear {
     pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(linear) => linear.try_forward(x),
+            Self::Compressed(linear) => linear.try_forward(x),
         }
     }
 
@@ -27,6 +39,7 @@ impl Linear {
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(linear) => linear.shape(),
+            Self::Compressed(linear) => linear.shape(),
         }
     }
 
@@ -34,6 +47,7 @@ impl Linear {
     pub fn weight_bytes(&self) -> usize {
         match self {
             Self::Dense(linear) => linear.weight_bytes(),
+            Self::Compressed(linear) => linear.weight_bytes(),
         }
     }
 }
@@ -43,6 +57,8 @@ impl Linear {
 pub enum Embedding {
     /// The table is an ordinary tensor.
     Dense(DenseEmbedding),
+    /// The table stays compressed.
+    Compressed(CompressedEmbedding),
 }
 
 impl Embedding {
@@ -50,6 +66,7 @@ impl Embedding {
     pub fn try_forward(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(embedding) => embedding.try_forward(ids),
+            Self::Compressed(embedding) => embedding.try_forward(ids),
         }
     }
 
@@ -57,6 +74,7 @@ impl Embedding {
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(embedding) => embedding.shape(),
+            Self::Compressed(embedding) => embedding.shape(),
         }
     }
 
@@ -64,6 +82,7 @@ impl Embedding {
     pub fn weight_bytes(&self) -> usize {
         match self {
             Self::Dense(embedding) => embedding.weight_bytes(),
+            Self::Compressed(embedding) => embedding.weight_bytes(),
         }
     }
 
@@ -71,6 +90,7 @@ impl Embedding {
     pub fn tied_head(&self) -> Linear {
         match self {
             Self::Dense(embedding) => Linear::Dense(embedding.tied_head()),
+            Self::Compressed(embedding) => Linear::Compressed(embedding.tied_head()),
         }
     }
 }

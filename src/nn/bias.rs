@@ -1,0 +1,115 @@
+//! A bias as bytes, so that no change of dtype of the VarStore can round it.
+//!
+//! The buffer is: XXH3-64 of the rest (8 bytes), dtype code (1), zeros (7), the elements in their own dtype.
+
+use std::sync::RwLock;
+
+use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::codec::SourceDtype;
+use crate::error::{Error, Result, TorchContext};
+
+const PREFIX_BYTES: usize = 16;
+
+/// A registered bias buffer.
+#[derive(Debug)]
+pub(crate) struct Bias {
+    path: String,
+    /// The registered buffer; the lock guards turning it back into bytes.
+    bytes: RwLock<Tensor>,
+    len: usize,
+}
+
+// SAFETY: as for `CompressedWeight`: only read, except under the write lock.
+unsafe impl Sync for Bias {}
+
+impl Bias {
+    /// Wraps the registered buffer `bytes` of a layer with `len` outputs and checks it.
+    pub fn new(path: String, bytes: Tensor, len: usize) -> Result<Self> {
+        let bias = Self { path, bytes: RwLock::new(bytes), len };
+        let _checked = bias.tensor(Kind::Float)?;
+        Ok(bias)
+    }
+
+    /// The buffer of a float bias `[out_features]`.
+    pub fn to_bytes(bias: &Tensor) -> Result<Tensor> {
+        let dtype = SourceDtype::of_kind(bias.kind(), "bias")?;
+        let raw = raw_bytes(&bias.f_to_device(Device::Cpu).about("bias")?)?;
+        let mut rest = vec![0; 8];
+        rest[0] = dtype.code();
+        rest.extend(raw);
+        let mut bytes = xxh3_64(&rest).to_le_bytes().to_vec();
+        bytes.extend(rest);
+        Tensor::f_from_slice(&bytes).about("bias")
+    }
+
+    /// The bias that a container's buffer holds, in its own dtype. `path` is its full name.
+    pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Tensor> {
+        let Some((checksum, rest)) = bytes.split_first_chunk::<8>().filter(|(_, rest)| rest.len() >= 8) else {
+            return Err(Error::truncated(
+                path,
+                format!("bias has {} bytes, wanted at least {PREFIX_BYTES}", bytes.len()),
+            ));
+        };
+        if u64::from_le_bytes(*checksum) != xxh3_64(rest) {
+            return Err(Error::corrupt(path, "bias fails its checksum (file damaged?)"));
+        }
+        let dtype = SourceDtype::from_code(rest[0], path)?;
+        let elements = &rest[8..];
+        if rest[1..8] != [0; 7] || elements.len() % dtype.bytes() != 0 {
+            return Err(Error::corrupt(path, "bias has reserved bytes set or a broken last element"));
+        }
+        let count = (elements.len() / dtype.bytes()) as i64;
+        Tensor::f_from_data_size(elements, &[count], dtype.kind()).about(path)
+    }
+
+    /// Bytes of the buffer.
+    pub fn bytes(&self) -> usize {
+        PREFIX_BYTES + 4 * self.len
+    }
+
+    /// The bias `[out_features]` as `kind`.
+    pub fn tensor(&self, kind: Kind) -> Result<Tensor> {
+        let bytes = self.restored()?;
+        let bias = Self::from_bytes(&self.path, &raw_bytes(&bytes)?)?;
+        if bias.size() != [self.len as i64] {
+            return Err(Error::corrupt(
+                &*self.path,
+                format!("bias has {} elements, the layer {} outputs", bias.numel(), self.len),
+            ));
+        }
+        bias.f_to_kind(kind).about(&self.path)
+    }
+
+    fn restored(&self) -> Result<Tensor> {
+        {
+            let bytes = self.bytes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if bytes.kind() == Kind::Uint8 {
+                return Ok(bytes.shallow_clone());
+            }
+        }
+        let mut bytes = self.bytes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if bytes.kind() != Kind::Uint8 {
+            tch::no_grad(|| {
+                let restored = bytes.f_to_kind(Kind::Uint8)?;
+                bytes.f_set_data(&restored)
+            })
+            .about(&self.path)?;
+        }
+        Ok(bytes.shallow_clone())
+    }
+}
+
+/// The bytes of a contiguous CPU tensor, whatever its dtype.
+fn raw_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.f_contiguous().and_then(|t| t.f_reshape([-1])).about("bias")?;
+    if flat.numel() == 0 {
+        return Ok(Vec::new());
+    }
+    let bytes = flat.f_view_dtype(Kind::Uint8).about("bias")?;
+    let mut out = vec![0u8; bytes.numel()];
+    let len = out.len();
+    bytes.f_copy_data(&mut out, len).about("bias")?;
+    Ok(out)
+}

@@ -1,0 +1,231 @@
+//! A compressed weight as registered buffers, and the layers on it.
+//!
+//! All buffers are U8 variables of the VarStore, so a change of dtype of the whole store converts them too. Bytes
+//! survive that (0 to 255 are exact in every float dtype), and the next use turns them back.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Instant;
+
+use tch::{nn, Device, Kind, Tensor};
+
+use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
+use crate::error::{Error, Result, TorchContext};
+use crate::ops::WeightRef;
+
+/// How often and for how long a weight was decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecodeCounters {
+    /// Decodes of the whole weight: fused or into scratch.
+    pub decodes: u64,
+    /// Time spent in them, multiplication included where it is fused.
+    pub nanoseconds: u64,
+}
+
+/// A compressed matrix whose bytes are buffers of a VarStore.
+#[derive(Debug)]
+pub(crate) struct CompressedWeight {
+    tensor_path: String,
+    buffers: [Tensor; 5],
+    shape: [usize; 2],
+    prepared: RwLock<Option<Arc<Prepared>>>,
+    counting: AtomicBool,
+    decodes: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+// SAFETY: a tch tensor is a counted reference to a libtorch tensor, whose count is atomic and whose reading functions
+// may run on several threads at once. This type only reads its tensors, except in `restore_bytes`, which holds the
+// write lock of `prepared`; every reader of their data holds an `Arc<Prepared>` made under that lock. Changing
+// the VarStore (load, set_kind, set_device) while another thread is in a forward is as wrong here as for any tch module:
+// `VarStore`'s methods for it take `&mut self`.
+unsafe impl Sync for CompressedWeight {}
+
+/// What is made of the buffers once, and the buffers it was made of.
+#[derive(Debug)]
+struct Prepared {
+    versions: [BufferVersion; 5],
+    tables: DecodeTables,
+    scales: Vec<f32>,
+}
+
+/// Tells whether a buffer is still the one that was prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BufferVersion {
+    kind: Kind,
+    address: usize,
+    version: i64,
+}
+
+impl BufferVersion {
+    fn of(buffer: &Tensor) -> Result<Self> {
+        Ok(Self {
+            kind: buffer.kind(),
+            address: buffer.data_ptr() as usize,
+            version: buffer.f_internal_version().about("buffer")?,
+        })
+    }
+}
+
+impl CompressedWeight {
+    /// Registers `buffers` under `path`, which is the tensor path, and checks them.
+    pub fn register(path: &nn::Path, buffers: [Tensor; 5]) -> Result<Self> {
+        let tensor_path = path_of(path);
+        for (name, buffer) in BUFFER_NAMES.iter().zip(&buffers) {
+            check_new(path, name)?;
+            if buffer.kind() != Kind::Uint8 || buffer.dim() != 1 {
+                return Err(Error::invalid(
+                    path.path(name),
+                    format!("buffer is {:?} {:?}, wanted bytes (Uint8) in one dimension", buffer.kind(), buffer.size()),
+                ));
+            }
+        }
+        let mut names = BUFFER_NAMES.iter();
+        let buffers = buffers.map(|buffer| {
+            let name = names.next().copied().unwrap_or_default();
+            path.add(name, buffer.to_device(path.device()), false)
+        });
+        let weight = Self {
+            tensor_path,
+            buffers,
+            shape: [0, 0],
+            prepared: RwLock::new(None),
+            counting: AtomicBool::new(false),
+            decodes: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
+        };
+        let shape = weight.with_ref(|weight| Ok([weight.rows(), weight.cols()]))?;
+        Ok(Self { shape, ..weight })
+    }
+
+    /// The buffers of `compressed` as byte tensors.
+    pub fn tensors(buffers: &Buffers) -> Result<[Tensor; 5]> {
+        let mut tensors = Vec::with_capacity(5);
+        for (name, bytes) in buffers.iter() {
+            tensors.push(Tensor::f_from_slice(bytes).about(name)?);
+        }
+        <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
+    }
+
+    pub fn tensor_path(&self) -> &str {
+        &self.tensor_path
+    }
+
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Bytes of the buffers.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(Tensor::numel).sum()
+    }
+
+    /// Calls `work` with the checked weight; makes tables and scales first where the buffers have changed.
+    pub fn with_ref<T>(&self, work: impl FnOnce(&WeightRef) -> Result<T>) -> Result<T> {
+        let prepared = self.prepared()?;
+        let view = self.view()?;
+        work(&WeightRef { view, tables: &prepared.tables, scales: &prepared.scales })
+    }
+
+    /// As [`Self::with_ref`], counted as one decode.
+    pub fn decode_with<T>(&self, work: impl FnOnce(&WeightRef) -> Result<T>) -> Result<T> {
+        if !self.counting.load(Ordering::Relaxed) {
+            return self.with_ref(work);
+        }
+        let start = Instant::now();
+        let result = self.with_ref(work);
+        self.decodes.fetch_add(1, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        result
+    }
+
+    pub fn set_counting(&self, on: bool) {
+        self.counting.store(on, Ordering::Relaxed);
+    }
+
+    pub fn counters(&self) -> DecodeCounters {
+        DecodeCounters {
+            decodes: self.decodes.load(Ordering::Relaxed),
+            nanoseconds: self.nanoseconds.load(Ordering::Relaxed),
+        }
+    }
+
+    fn versions(&self) -> Result<[BufferVersion; 5]> {
+        let [a, b, c, d, e] = &self.buffers;
+        Ok([
+            BufferVersion::of(a)?,
+            BufferVersion::of(b)?,
+            BufferVersion::of(c)?,
+            BufferVersion::of(d)?,
+            BufferVersion::of(e)?,
+        ])
+    }
+
+    fn prepared(&self) -> Result<Arc<Prepared>> {
+        let versions = self.versions()?;
+        let current = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        if let Some(prepared) = current.filter(|prepared| prepared.versions == versions) {
+            return Ok(prepared);
+        }
+        let mut slot = self.prepared.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.restore_bytes()?;
+        let versions = self.versions()?;
+        if let Some(prepared) = slot.clone().filter(|prepared| prepared.versions == versions) {
+            return Ok(prepared);
+        }
+        let view = self.view()?;
+        view.verify_checksum()?;
+        let prepared =
+            Arc::new(Prepared { versions, tables: DecodeTables::new(&view)?, scales: view.scales() });
+        *slot = Some(prepared.clone());
+        Ok(prepared)
+    }
+
+    /// Turns buffers that a change of dtype converted back into bytes, in place. The caller holds the write lock.
+    fn restore_bytes(&self) -> Result<()> {
+        for buffer in self.buffers.iter().filter(|buffer| buffer.kind() != Kind::Uint8) {
+            tch::no_grad(|| {
+                let bytes = buffer.f_to_kind(Kind::Uint8)?;
+                buffer.shallow_clone().f_set_data(&bytes)
+            })
+            .about(&self.tensor_path)?;
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> Result<View<'_>> {
+        let mut slices: [&[u8]; 5] = [&[]; 5];
+        for (slice, buffer) in slices.iter_mut().zip(&self.buffers) {
+            if buffer.device() != Device::Cpu {
+                return Err(Error::unsupported(
+                    &*self.tensor_path,
+                    format!("weight is on {:?}, this version decodes on the CPU only (move it back)", buffer.device()),
+                ));
+            }
+            if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {
+                return Err(Error::corrupt(&*self.tensor_path, "a buffer is not contiguous bytes"));
+            }
+            if buffer.numel() > 0 {
+                // SAFETY: a contiguous CPU tensor of `numel` bytes that `self` keeps alive, and that nobody
+                // writes while it is shared (see the argument for `Sync`).
+                *slice = unsafe {
+                    std::slice::from_raw_parts(buffer.data_ptr().cast_const().cast(), buffer.numel())
+                };
+            }
+        }
+        View::new(&self.tensor_path, slices)
+    }
+}
+
+/// The full name that `path` stands for.
+pub(crate) fn path_of(path: &nn::Path) -> String {
+    path.components().collect::<Vec<_>>().join(".")
+}
+
+/// Refuses to register a name twice: tch would rename the second.
+pub(crate) fn check_new(path: &nn::Path, name: &str) -> Result<()> {
+    if path.get(name).is_some() {
+        return Err(Error::invalid(path.path(name), "is registered already (patched twice?)"));
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! An embedding table that stays compressed: a row is decoded with its own tile, not the table.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use tch::{nn, Kind, Tensor};
+
+use super::compressed::{CompressedWeight, DecodeCounters};
+use super::compressed_linear::CompressedLinear;
+use crate::codec::CompressedTensor;
+use crate::error::{Error, Result, TorchContext};
+use crate::ops::{gather_rows, ScratchElement};
+
+/// An embedding table `[vocab, hidden]` whose rows are decoded when they are looked up.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
+/// use codecllm::nn::CompressedEmbedding;
+/// use tch::{nn, Device, Kind, Tensor};
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let table = Tensor::randn([100, 64], (Kind::Half, Device::Cpu));
+/// let options = EncodeOptions { row_access: true, ..EncodeOptions::default() };
+/// let compressed = CompressedTensor::compress("embed.weight", &table, StepRule::RowAbsmax, options)?;
+/// let embedding = CompressedEmbedding::new(&(vs.root() / "embed"), &compressed, Kind::Half)?;
+/// let rows = embedding.try_forward(&Tensor::from_slice(&[7i64, 99]))?;
+/// assert_eq!((rows.size(), rows.kind()), (vec![2, 64], Kind::Half));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct CompressedEmbedding {
+    weight: Arc<CompressedWeight>,
+    kind: Kind,
+}
+
+impl CompressedEmbedding {
+    /// Registers `weight` as buffers under `path`; rows come out as `kind` (FP32, FP16 or BF16).
+    pub fn new(path: &nn::Path, weight: &CompressedTensor, kind: Kind) -> Result<Self> {
+        Self::from_tensors(path, CompressedWeight::tensors(weight.buffers())?, kind)
+    }
+
+    /// Registers byte tensors read from a container.
+    pub fn from_tensors(path: &nn::Path, buffers: [Tensor; 5], kind: Kind) -> Result<Self> {
+        if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16) {
+            return Err(Error::invalid("--dtype", format!("{kind:?}, wanted Float, Half or BFloat16")));
+        }
+        let weight = CompressedWeight::register(&(path / "weight"), buffers)?;
+        Ok(Self { weight: Arc::new(weight), kind })
+    }
+
+    /// Token ids (any shape, `Int64`) to vectors `[..., hidden]`.
+    pub fn try_forward(&self, ids: &Tensor) -> Result<Tensor> {
+        if ids.kind() != Kind::Int64 {
+            return Err(Error::invalid(
+                self.weight.tensor_path(),
+                format!("token ids have dtype {:?}, wanted Int64", ids.kind()),
+            ));
+        }
+        match self.kind {
+            Kind::Half => self.rows::<f16>(ids),
+            Kind::BFloat16 => self.rows::<bf16>(ids),
+            _ => self.rows::<f32>(ids),
+        }
+    }
+
+    fn rows<T: ScratchElement + Default>(&self, ids: &Tensor) -> Result<Tensor> {
+        let subject = self.weight.tensor_path();
+        let hidden = self.weight.shape()[1];
+        let count = ids.numel();
+        let mut indices = vec![0i64; count];
+        ids.f_contiguous().and_then(|ids| ids.f_copy_data(&mut indices, count)).about(subject)?;
+        let out = Tensor::f_empty([(count * hidden) as i64], (self.kind, tch::Device::Cpu)).about(subject)?;
+        // SAFETY: a fresh contiguous tensor of T's dtype with this many elements, not shared yet; every element is
+        // written below before it is read.
+        let elements =
+            unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), count * hidden) };
+        self.weight.with_ref(|weight| gather_rows(weight, &indices, elements))?;
+        let size: Vec<i64> = ids.size().into_iter().chain([hidden as i64]).collect();
+        out.f_reshape(&size).about(subject)
+    }
+
+    /// `[vocab, hidden]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.shape()
+    }
+
+    /// The table's full name.
+    pub fn tensor_path(&self) -> &str {
+        self.weight.tensor_path()
+    }
+
+    /// Bytes of the buffers.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
+    /// The head that shares these buffers (a tied `lm_head`): one copy.
+    pub fn tied_head(&self) -> CompressedLinear {
+        CompressedLinear::tied(self.weight.clone())
+    }
+
+    /// Counts decodes of the tied head from here on, or stops. A lookup of rows is not a decode of the weight.
+    pub fn set_counting(&self, on: bool) {
+        self.weight.set_counting(on);
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> DecodeCounters {
+        self.weight.counters()
+    }
+}

@@ -1,0 +1,226 @@
+//! `y = x W^T + bias` with a compressed weight.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use tch::{nn, Kind, Tensor};
+
+use super::bias::Bias;
+use super::compressed::{check_new, CompressedWeight, DecodeCounters};
+use crate::codec::{CompressedTensor, BUFFER_NAMES};
+use crate::error::{Error, Result, TorchContext};
+use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
+
+/// Up to this many rows of `x` the fused path is taken unless told otherwise. On two AVX-512 cores the paths cross
+/// between 8 and 32 rows, depending on the shape (`codecllm bench`).
+pub const DEFAULT_FUSED_ROWS: usize = 12;
+
+/// Most bytes of a scratch buffer: a wider weight is decoded and multiplied in stripes of rows.
+const SCRATCH_BYTES: usize = 32 << 20;
+
+/// A linear layer whose weight stays compressed in memory.
+///
+/// Few rows of `x` are multiplied while decoding (fused); for many, the weight is decoded into a scratch buffer of the
+/// calling thread, reused from call to call, and libtorch multiplies.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
+/// use codecllm::nn::CompressedLinear;
+/// use tch::{nn, nn::Module, Device, Kind, Tensor};
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let weight = Tensor::randn([96, 64], (Kind::Float, Device::Cpu));
+/// let compressed = CompressedTensor::compress("fc.weight", &weight, StepRule::RowAbsmax, EncodeOptions::default())?;
+/// let linear = CompressedLinear::new(&(vs.root() / "fc"), &compressed, None)?;
+/// let x = Tensor::randn([2, 64], (Kind::Float, Device::Cpu));
+/// assert_eq!(linear.try_forward(&x)?.size(), [2, 96]);
+/// assert!((linear.forward(&x) - x.linear(&weight, None::<&Tensor>)).abs().max().double_value(&[]) < 1.0);
+/// assert_eq!(vs.variables().len(), 5);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct CompressedLinear {
+    weight: Arc<CompressedWeight>,
+    bias: Option<Bias>,
+    fused_rows: AtomicUsize,
+}
+
+impl CompressedLinear {
+    /// Registers `weight` and `bias` `[out_features]` as buffers under `path`: `weight.header`, ..., `bias`.
+    pub fn new(path: &nn::Path, weight: &CompressedTensor, bias: Option<&Tensor>) -> Result<Self> {
+        let bias = bias.map(Bias::to_bytes).transpose()?;
+        Self::from_tensors(path, CompressedWeight::tensors(weight.buffers())?, bias)
+    }
+
+    /// Registers byte tensors read from a container, in the order of [`BUFFER_NAMES`]; `bias` is the container's.
+    pub fn from_tensors(path: &nn::Path, buffers: [Tensor; 5], bias: Option<Tensor>) -> Result<Self> {
+        let weight = CompressedWeight::register(&(path / "weight"), buffers)?;
+        let bias = match bias {
+            None => None,
+            Some(bytes) => {
+                check_new(path, "bias")?;
+                let bytes = path.add("bias", bytes.to_device(path.device()), false);
+                Some(Bias::new(path.path("bias"), bytes, weight.shape()[0])?)
+            }
+        };
+        Ok(Self::with(Arc::new(weight), bias))
+    }
+
+    /// The head that shares an embedding's buffers.
+    pub(super) fn tied(weight: Arc<CompressedWeight>) -> Self {
+        Self::with(weight, None)
+    }
+
+    fn with(weight: Arc<CompressedWeight>, bias: Option<Bias>) -> Self {
+        Self { weight, bias, fused_rows: AtomicUsize::new(DEFAULT_FUSED_ROWS) }
+    }
+
+    /// `x` `[..., in_features]` in FP32, FP16 or BF16 to `[..., out_features]` in the same dtype.
+    pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let subject = self.weight.tensor_path();
+        let [out_features, in_features] = self.weight.shape();
+        let mut size = x.size();
+        if size.last() != Some(&(in_features as i64)) {
+            return Err(Error::invalid(
+                subject,
+                format!("input has shape {size:?}, wanted [..., {in_features}]"),
+            ));
+        }
+        let kind = x.kind();
+        if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16) {
+            return Err(Error::invalid(
+                subject,
+                format!("input is {kind:?}, wanted Float, Half or BFloat16"),
+            ));
+        }
+        let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
+        let batch = rows.size()[0] as usize;
+        let y = if batch <= self.fused_rows.load(Ordering::Relaxed) {
+            let y = self.weight.decode_with(|weight| fused_linear(weight, &rows))?;
+            self.finish_fused(y, kind)?
+        } else {
+            self.weight.decode_with(|weight| match kind {
+                Kind::Half => self.through_scratch::<f16>(weight, &rows),
+                Kind::BFloat16 => self.through_scratch::<bf16>(weight, &rows),
+                _ => self.through_scratch::<f32>(weight, &rows),
+            })?
+        };
+        if let Some(last) = size.last_mut() {
+            *last = out_features as i64;
+        }
+        y.f_reshape(&size).about(subject)
+    }
+
+    fn finish_fused(&self, y: Tensor, kind: Kind) -> Result<Tensor> {
+        let y = match &self.bias {
+            Some(bias) => y.f_add(&bias.tensor(Kind::Float)?),
+            None => Ok(y),
+        };
+        y.and_then(|y| y.f_to_kind(kind)).about(self.weight.tensor_path())
+    }
+
+    /// Decodes into scratch, as many rows at a time as fit it, and multiplies.
+    fn through_scratch<T: ScratchElement>(&self, weight: &WeightRef, x: &Tensor) -> Result<Tensor> {
+        let subject = self.weight.tensor_path();
+        let kind = x.kind();
+        let bias = self.bias.as_ref().map(|bias| bias.tensor(kind)).transpose()?;
+        let grid = weight.view.header.grid;
+        let (cols, band_rows) = (weight.cols(), grid.tile_rows());
+        let row_bytes = cols * std::mem::size_of::<T>();
+        let bands_at_once = (SCRATCH_BYTES / (row_bytes * band_rows)).max(1);
+        let mut stripes = Vec::new();
+        for first in (0..grid.tiles_down()).step_by(bands_at_once) {
+            let bands = first..grid.tiles_down().min(first + bands_at_once);
+            let (start, end) = (bands.start * band_rows, weight.rows().min(bands.end * band_rows));
+            let own_bias = bias.as_ref().map(|bias| bias.narrow(0, start as i64, (end - start) as i64));
+            stripes.push(with_scratch(kind, (end - start) * cols, subject, |scratch| {
+                // SAFETY: the scratch tensor is contiguous, of T's dtype, has this many elements, and is lent to
+                // this call alone.
+                let elements = unsafe {
+                    std::slice::from_raw_parts_mut(scratch.data_ptr().cast::<T>(), (end - start) * cols)
+                };
+                decode_to_scratch(weight, bands, elements)?;
+                let dense = scratch.f_view([(end - start) as i64, cols as i64]).about(subject)?;
+                x.f_linear(&dense, own_bias.as_ref()).about(subject)
+            })?);
+        }
+        match stripes.len() {
+            1 => Ok(stripes.remove(0)),
+            _ => Tensor::f_cat(&stripes, -1).about(subject),
+        }
+    }
+
+    /// `[out_features, in_features]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.shape()
+    }
+
+    /// The weight's full name.
+    pub fn tensor_path(&self) -> &str {
+        self.weight.tensor_path()
+    }
+
+    /// Bytes of the buffers.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight.bytes() + self.bias.as_ref().map_or(0, Bias::bytes)
+    }
+
+    /// Takes the fused path up to this many rows of `x`: 0 forces scratch, `usize::MAX` fused.
+    pub fn set_fused_rows(&self, rows: usize) {
+        self.fused_rows.store(rows, Ordering::Relaxed);
+    }
+
+    /// Counts decodes and their time from here on, or stops.
+    pub fn set_counting(&self, on: bool) {
+        self.weight.set_counting(on);
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> DecodeCounters {
+        self.weight.counters()
+    }
+
+    /// Names of the weight's buffers below the layer's path.
+    pub fn buffer_names() -> [String; 5] {
+        BUFFER_NAMES.map(|name| format!("weight.{name}"))
+    }
+}
+
+impl nn::Module for CompressedLinear {
+    /// # Panics
+    /// Where [`CompressedLinear::try_forward`] gives an error: the trait leaves no other way.
+    #[allow(clippy::panic)]
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.try_forward(x).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+thread_local! {
+    /// One scratch buffer a thread and dtype, as large as the largest that was needed.
+    static SCRATCH: RefCell<[Option<Tensor>; 3]> = const { RefCell::new([None, None, None]) };
+}
+
+/// Lends this thread's scratch of at least `len` elements of `kind`, cut to `len`.
+fn with_scratch<R>(
+    kind: Kind,
+    len: usize,
+    subject: &str,
+    work: impl FnOnce(&Tensor) -> Result<R>,
+) -> Result<R> {
+    let index = match kind {
+        Kind::Half => 0,
+        Kind::BFloat16 => 1,
+        _ => 2,
+    };
+    SCRATCH.with_borrow_mut(|scratch| {
+        let slot = &mut scratch[index];
+        let fitting = match slot.take().filter(|tensor| tensor.numel() >= len) {
+            Some(tensor) => tensor,
+            None => Tensor::f_empty([len as i64], (kind, tch::Device::Cpu)).about(subject)?,
+        };
+        let cut = fitting.f_narrow(0, 0, len as i64).about(subject);
+        *slot = Some(fitting);
+        work(&cut?)
+    })
+}

@@ -1,0 +1,157 @@
+//! The inner loops with AVX2 and AVX-512. Both sum in the order of the portable loop: eight independent sums a row,
+//! fused multiply-adds, so the answers agree bit for bit.
+
+use std::arch::x86_64::{
+    _mm256_castps_pd, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps,
+    _mm256_store_ps, _mm512_broadcast_f64x4, _mm512_castpd_ps, _mm512_cvtph_ps, _mm512_fmadd_ps,
+    _mm512_load_ps, _mm512_store_ps, _mm256_load_si256, _mm_load_si128,
+};
+
+use super::{GroupFloats, Multiply, StripeSums};
+use crate::codec::{Fragments, Level};
+use crate::tile::LANE_REGISTERS;
+
+/// The loops for this processor, if it has vectors.
+pub(super) fn detect() -> Option<Multiply> {
+    match Level::detect() {
+        Level::Avx512 => Some(Multiply {
+            widen: widen_avx512,
+            accumulate: accumulate_avx512,
+            widen_and_accumulate: both_avx512,
+        }),
+        Level::Avx2 => {
+            Some(Multiply { widen: widen_avx2, accumulate: accumulate_avx2, widen_and_accumulate: both_avx2 })
+        }
+        _ => None,
+    }
+}
+
+/// Eight values of `x` for register `4t + i`.
+#[inline(always)]
+fn x_of_register(register: usize) -> usize {
+    (register / 4 * 2 + register % 4 / 2) * 8
+}
+
+/// # Safety
+/// AVX-512 F.
+#[target_feature(enable = "avx512f")]
+unsafe fn widen_avx512(fragments: &Fragments, floats: &mut GroupFloats) {
+    for register in 0..LANE_REGISTERS {
+        for part in 0..4 {
+            // SAFETY: 8 of 32 lanes in, 16 of 64 floats out, both aligned to 64 bytes at multiples of 32 and 64.
+            unsafe {
+                let halves = _mm256_load_si256(fragments.0[register].as_ptr().add(8 * part).cast());
+                _mm512_store_ps(floats.0[register].as_mut_ptr().add(16 * part), _mm512_cvtph_ps(halves));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512 F and AVX; `x` has 64 values.
+#[target_feature(enable = "avx512f")]
+unsafe fn accumulate_avx512(floats: &GroupFloats, x: &[f32], sums: &mut StripeSums) {
+    debug_assert_eq!(x.len(), 64);
+    for half in 0..2 {
+        for part in 0..4 {
+            // SAFETY: all offsets are inside the arrays, which are aligned to 64 bytes.
+            unsafe {
+                let slot = sums.0[half].as_mut_ptr().add(16 * part);
+                let mut sum = _mm512_load_ps(slot);
+                for register in (half..LANE_REGISTERS).step_by(2) {
+                    let eight = _mm256_castps_pd(_mm256_loadu_ps(x.as_ptr().add(x_of_register(register))));
+                    let x = _mm512_castpd_ps(_mm512_broadcast_f64x4(eight));
+                    let weights = _mm512_load_ps(floats.0[register].as_ptr().add(16 * part));
+                    sum = _mm512_fmadd_ps(weights, x, sum);
+                }
+                _mm512_store_ps(slot, sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512 F and AVX; `x` has 64 values.
+#[target_feature(enable = "avx512f")]
+unsafe fn both_avx512(fragments: &Fragments, x: &[f32], sums: &mut StripeSums) {
+    debug_assert_eq!(x.len(), 64);
+    for half in 0..2 {
+        // SAFETY: all offsets are inside the arrays, which are aligned to 64 bytes.
+        unsafe {
+            let slot = sums.0[half].as_mut_ptr();
+            let mut sum: [_; 4] = std::array::from_fn(|part| _mm512_load_ps(slot.add(16 * part)));
+            for register in (half..LANE_REGISTERS).step_by(2) {
+                let eight = _mm256_castps_pd(_mm256_loadu_ps(x.as_ptr().add(x_of_register(register))));
+                let x = _mm512_castpd_ps(_mm512_broadcast_f64x4(eight));
+                for (part, sum) in sum.iter_mut().enumerate() {
+                    let halves = _mm256_load_si256(fragments.0[register].as_ptr().add(8 * part).cast());
+                    *sum = _mm512_fmadd_ps(_mm512_cvtph_ps(halves), x, *sum);
+                }
+            }
+            for (part, sum) in sum.into_iter().enumerate() {
+                _mm512_store_ps(slot.add(16 * part), sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX and F16C.
+#[target_feature(enable = "avx,f16c")]
+unsafe fn widen_avx2(fragments: &Fragments, floats: &mut GroupFloats) {
+    for register in 0..LANE_REGISTERS {
+        for part in 0..8 {
+            // SAFETY: 4 of 32 lanes in, 8 of 64 floats out, aligned at multiples of 16 and 32 bytes.
+            unsafe {
+                let halves = _mm_load_si128(fragments.0[register].as_ptr().add(4 * part).cast());
+                _mm256_store_ps(floats.0[register].as_mut_ptr().add(8 * part), _mm256_cvtph_ps(halves));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX and FMA; `x` has 64 values.
+#[target_feature(enable = "avx,fma")]
+unsafe fn accumulate_avx2(floats: &GroupFloats, x: &[f32], sums: &mut StripeSums) {
+    debug_assert_eq!(x.len(), 64);
+    for half in 0..2 {
+        for part in 0..8 {
+            // SAFETY: all offsets are inside the arrays, which are aligned to 64 bytes.
+            unsafe {
+                let slot = sums.0[half].as_mut_ptr().add(8 * part);
+                let mut sum = _mm256_load_ps(slot);
+                for register in (half..LANE_REGISTERS).step_by(2) {
+                    let x = _mm256_loadu_ps(x.as_ptr().add(x_of_register(register)));
+                    let weights = _mm256_load_ps(floats.0[register].as_ptr().add(8 * part));
+                    sum = _mm256_fmadd_ps(weights, x, sum);
+                }
+                _mm256_store_ps(slot, sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX, F16C and FMA; `x` has 64 values.
+#[target_feature(enable = "avx,f16c,fma")]
+unsafe fn both_avx2(fragments: &Fragments, x: &[f32], sums: &mut StripeSums) {
+    debug_assert_eq!(x.len(), 64);
+    for half in 0..2 {
+        // SAFETY: all offsets are inside the arrays, which are aligned to 64 bytes.
+        unsafe {
+            let slot = sums.0[half].as_mut_ptr();
+            let mut sum: [_; 8] = std::array::from_fn(|part| _mm256_load_ps(slot.add(8 * part)));
+            for register in (half..LANE_REGISTERS).step_by(2) {
+                let x = _mm256_loadu_ps(x.as_ptr().add(x_of_register(register)));
+                for (part, sum) in sum.iter_mut().enumerate() {
+                    let halves = _mm_load_si128(fragments.0[register].as_ptr().add(4 * part).cast());
+                    *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(halves), x, *sum);
+                }
+            }
+            for (part, sum) in sum.into_iter().enumerate() {
+                _mm256_store_ps(slot.add(8 * part), sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What a compressed weight can do: multiply while it decodes, decode into scratch, give rows. Tensor in, tensor out.
+
+mod decode_to_scratch;
+mod fused_linear;
+mod parallel;
+mod rows;
+mod weight;
+
+pub(crate) use decode_to_scratch::{decode_to_scratch, ScratchElement};
+pub(crate) use fused_linear::fused_linear;
+pub(crate) use rows::gather_rows;
+pub(crate) use weight::WeightRef;

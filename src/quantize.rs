@@ -1,0 +1,218 @@
+//! Float matrix to integer grid and scales: the lossy step.
+//!
+//! The grid is symmetric: a weight is a whole number times a scale. Scales are BF16, so a scale takes 16 bits and
+//! has the range of FP32, and a grid value of up to 16 bits times a scale is exact in FP32.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+
+/// The largest magnitude of a grid value.
+pub const MAX_MAGNITUDE: i16 = i16::MAX;
+
+/// A matrix on its grid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// Row-major grid values.
+    pub values: Vec<i16>,
+    /// One scale, or one a row.
+    pub scales: Vec<bf16>,
+}
+
+/// How far a quantized matrix is from the original.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Distortion {
+    /// Sum of squared weights.
+    pub signal: f64,
+    /// Sum of squared errors.
+    pub noise: f64,
+    /// Largest absolute error.
+    pub max_error: f64,
+}
+
+impl Distortion {
+    /// Signal-to-noise ratio in dB, `10 log10(signal / noise)`; infinite where there is no error.
+    pub fn snr_db(&self) -> f64 {
+        if self.noise == 0.0 {
+            f64::INFINITY
+        } else {
+            10.0 * (self.signal / self.noise).log10()
+        }
+    }
+
+    /// Both matrices taken together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            signal: self.signal + other.signal,
+            noise: self.noise + other.noise,
+            max_error: self.max_error.max(other.max_error),
+        }
+    }
+}
+
+impl Quantized {
+    /// The scale of `row`.
+    pub fn scale(&self, row: usize) -> f32 {
+        row_scale(&self.scales, row)
+    }
+
+    /// Compares with the `weights` `[.., cols]` that the matrix was made from.
+    pub fn distortion(&self, weights: &[f32], cols: usize) -> Distortion {
+        let rows: Vec<Distortion> = weights
+            .par_chunks(cols)
+            .zip(self.values.par_chunks(cols))
+            .enumerate()
+            .map(|(row, (weights, values))| row_distortion(weights, values, self.scale(row)))
+            .collect();
+        rows.into_iter().fold(Distortion::default(), Distortion::with)
+    }
+}
+
+fn row_scale(scales: &[bf16], row: usize) -> f32 {
+    scales.get(row).or(scales.first()).map_or(0.0, |scale| scale.to_f32())
+}
+
+fn row_distortion(weights: &[f32], values: &[i16], scale: f32) -> Distortion {
+    let mut sum = Distortion::default();
+    for (&weight, &value) in weights.iter().zip(values) {
+        let error = f64::from(weight) - f64::from(f32::from(value) * scale);
+        sum.signal += f64::from(weight) * f64::from(weight);
+        sum.noise += error * error;
+        sum.max_error = sum.max_error.max(error.abs());
+    }
+    sum
+}
+
+/// Refuses a matrix with a NaN or an infinity, naming the element.
+pub fn check_finite(weights: &[f32], cols: usize, subject: &str) -> Result<()> {
+    match weights.iter().position(|weight| !weight.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::invalid(
+            subject,
+            format!(
+                "element [{}, {}] is {}; a compressed weight must be finite (repair or exclude the tensor)",
+                at / cols,
+                at % cols,
+                weights[at]
+            ),
+        )),
+    }
+}
+
+/// One step per row: the row's largest magnitude becomes `levels` (127 is the classical INT8).
+///
+/// Errors where a weight is not finite. `subject` is the tensor path.
+///
+/// ```
+/// let q = codecllm::quantize::quantize_rows(&[1.0, -0.5, 0.0, 8.0, 8.0, -8.0], 3, 127, "w")?;
+/// assert_eq!(q.values, [127, -63, 0, 127, 127, -127]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+pub fn quantize_rows(weights: &[f32], cols: usize, levels: i16, subject: &str) -> Result<Quantized> {
+    check_finite(weights, cols, subject)?;
+    let scales: Vec<bf16> =
+        weights.par_chunks(cols).map(|row| round_up(absmax(row) / f32::from(levels))).collect();
+    Ok(Quantized { values: divide(weights, cols, &scales), scales })
+}
+
+/// One step for the whole matrix. A step so small that a weight would pass the grid's 16 bits is raised.
+///
+/// Errors where a weight is not finite. `subject` is the tensor path.
+pub fn quantize_tensor(weights: &[f32], cols: usize, step: f32, subject: &str) -> Result<Quantized> {
+    check_finite(weights, cols, subject)?;
+    let least = absmax(weights) / f32::from(MAX_MAGNITUDE);
+    let scale = if step > least { bf16::from_f32(step) } else { round_up(least) };
+    // Rounding to BF16 may have gone below the least step.
+    let scale = if scale.to_f32() < least { round_up(least) } else { scale };
+    let scales = vec![scale];
+    Ok(Quantized { values: divide(weights, cols, &scales), scales })
+}
+
+/// Root of the mean square.
+pub fn root_mean_square(weights: &[f32]) -> f64 {
+    let sum: f64 = weights.iter().map(|&weight| f64::from(weight) * f64::from(weight)).sum();
+    (sum / weights.len().max(1) as f64).sqrt()
+}
+
+fn absmax(weights: &[f32]) -> f32 {
+    weights.iter().fold(0.0, |most, weight| most.max(weight.abs()))
+}
+
+/// The smallest BF16 that is not below `value`, so that no quotient passes the grid.
+fn round_up(value: f32) -> bf16 {
+    let near = bf16::from_f32(value);
+    if near.to_f32() >= value || !near.is_finite() {
+        near
+    } else {
+        bf16::from_bits(near.to_bits() + 1)
+    }
+}
+
+/// Rounds every weight to the nearest grid value (ties to even).
+fn divide(weights: &[f32], cols: usize, scales: &[bf16]) -> Vec<i16> {
+    let mut values = vec![0; weights.len()];
+    values.par_chunks_mut(cols).zip(weights.par_chunks(cols)).enumerate().for_each(|(row, (values, weights))| {
+        let scale = row_scale(scales, row);
+        if scale > 0.0 {
+            for (value, weight) in values.iter_mut().zip(weights) {
+                // The cast saturates; only a step of a subnormal scale could get there.
+                *value = ((weight / scale).round_ties_even() as i16).max(-MAX_MAGNITUDE);
+            }
+        }
+    });
+    values
+}
+
+/// Grid values back to FP32, into `weights`.
+pub fn dequantize_row(values: &[i16], scale: f32, weights: &mut [f32]) {
+    for (weight, &value) in weights.iter_mut().zip(values) {
+        *weight = f32::from(value) * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rows_stay_within_half_a_step(
+            rows in proptest::collection::vec(proptest::collection::vec(-1e3f32..1e3, 7), 1..20),
+            magnitude in prop_oneof![Just(1e-30f32), Just(1.0), Just(1e30)],
+        ) {
+            let weights: Vec<f32> = rows.concat().iter().map(|w| w * magnitude).collect();
+            let q = quantize_rows(&weights, 7, 127, "w").unwrap();
+            for (index, (&weight, &value)) in weights.iter().zip(&q.values).enumerate() {
+                let scale = q.scale(index / 7);
+                prop_assert!(value.unsigned_abs() <= 127);
+                prop_assert!((f64::from(weight) - f64::from(value) * f64::from(scale)).abs() <= 0.5001 * f64::from(scale));
+            }
+        }
+
+        #[test]
+        fn no_step_is_too_small(weights in proptest::collection::vec(-1e6f32..1e6, 1..50), step in 1e-9f32..10.0) {
+            let q = quantize_tensor(&weights, weights.len(), step, "w").unwrap();
+            let worst = q.distortion(&weights, weights.len()).max_error;
+            prop_assert!(worst <= 0.5001 * f64::from(q.scale(0)));
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_name_the_element() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = quantize_rows(&[0.0, 1.0, 2.0, bad], 2, 127, "model.w").unwrap_err();
+            assert!(error.to_string().starts_with("model.w: element [1, 1] is "), "{error}");
+            assert!(quantize_tensor(&[bad], 1, 0.1, "model.w").is_err());
+        }
+    }
+
+    #[test]
+    fn zero_rows_are_zero() {
+        let q = quantize_rows(&[0.0; 6], 3, 127, "w").unwrap();
+        assert_eq!(q.values, [0; 6]);
+        assert_eq!(q.distortion(&[0.0; 6], 3).snr_db(), f64::INFINITY);
+    }
+}
