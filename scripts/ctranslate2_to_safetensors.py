@@ -38,7 +38,7 @@ class Reader:
 
     def number(self, code: str) -> int:
         """One integer, `code` as in the struct module."""
-        return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
+        return int(struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
 
     def text(self) -> str:
         """A length and a zero-terminated text."""

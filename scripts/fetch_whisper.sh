@@ -24,4 +24,5 @@ build() {
 }
 
 make_once .cache/models/whisper-base-matrices build \
-    scripts/fetch_whisper.sh scripts/ctranslate2_to_safetensors.py scripts/hf_directory.py scripts/requirements/converters.txt
+    scripts/fetch_whisper.sh scripts/ctranslate2_to_safetensors.py scripts/hf_directory.py \
+    scripts/requirements/converters.txt

@@ -18,9 +18,9 @@ DTYPES = {"fp32": ("float32", "float32"), "fp16": ("float16", "float16"), "bf16"
 def to_dtype(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """Rounds to the nearest, ties to even. BF16 comes back as its bits (uint16): numpy has no such type."""
     if dtype == "bf16":
-        bits = np.ascontiguousarray(values, "<f4").view("<u4")
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    return np.ascontiguousarray(values, {"fp32": "<f4", "fp16": "<f2"}[dtype])
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(values, np.float16 if dtype == "fp16" else np.float32)
 
 
 def write_tensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: str) -> None:

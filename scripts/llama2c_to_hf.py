@@ -2,8 +2,8 @@
 
 Usage: llama2c_to_hf.py FILE OUT_DIR [--dtype fp32|bf16|fp16]
 
-FILE is a version-0 checkpoint (seven i32, then FP32 tensors), directly followed by a tokenizer.bin (one i32, then for each
-piece its score as f32, its length as i32 and its bytes).
+FILE is a version-0 checkpoint (seven i32, then FP32 tensors), directly followed by a tokenizer.bin (one i32, then for
+each piece its score as f32, its length as i32 and its bytes).
 """
 
 import argparse
@@ -45,8 +45,8 @@ class Shape:
 
 def read_shape(data: bytes) -> Shape:
     """The first 28 bytes; a negative vocabulary size says that the head is stored, not tied."""
-    *sizes, vocab, context = HEADER.unpack_from(data)
-    return Shape(*sizes, abs(vocab), context, vocab > 0)
+    hidden, intermediate, layers, heads, kv_heads, vocab, context = HEADER.unpack_from(data)
+    return Shape(hidden, intermediate, layers, heads, kv_heads, abs(vocab), context, tied=vocab > 0)
 
 
 def layer_tensors(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
@@ -131,7 +131,7 @@ def merges(pieces: list[tuple[str, float]], vocab: dict[str, int]) -> list[str]:
 
 
 def tokenizer(pieces: list[tuple[str, float]]) -> dict[str, Any]:
-    """tokenizer.json, as Hugging Face writes it for Llama 2: a space in front, <s> before the text, bytes as a last resort."""
+    """tokenizer.json, as Hugging Face writes it for Llama 2: <s>, a space, then the text, with bytes as a last resort."""
     vocab = {piece: index for index, (piece, _) in enumerate(pieces)}
     if len(vocab) != len(pieces):
         raise SystemExit("two pieces of the tokenizer are spelled alike")

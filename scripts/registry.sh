@@ -82,9 +82,9 @@ fetch_file() {
     rm -rf "$partial"
 }
 
-pip_download() { python3 -m pip download --quiet --no-deps --only-binary=:all: "$1" --dest "$2"; }
+pip_download() { python3 -m pip download --no-deps --only-binary=:all: "$1" --dest "$2"; }
 
-npm_pack() { npm pack --silent --ignore-scripts "$1" --pack-destination "$2"; }
+npm_pack() { npm pack --loglevel error --ignore-scripts "$1" --pack-destination "$2"; }
 
 # python_tools NAME: .cache/python/NAME holds the packages of scripts/requirements/NAME.txt for this python3.
 python_tools() {
