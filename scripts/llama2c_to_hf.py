@@ -131,7 +131,7 @@ def merges(pieces: list[tuple[str, float]], vocab: dict[str, int]) -> list[str]:
 
 
 def tokenizer(pieces: list[tuple[str, float]]) -> dict[str, Any]:
-    """tokenizer.json, as Hugging Face writes it for Llama 2: <s>, a space, then the text, with bytes as a last resort."""
+    """tokenizer.json, as Hugging Face writes it for Llama 2: <s>, a space, the text; bytes as a last resort."""
     vocab = {piece: index for index, (piece, _) in enumerate(pieces)}
     if len(vocab) != len(pieces):
         raise SystemExit("two pieces of the tokenizer are spelled alike")
