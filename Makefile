@@ -24,7 +24,7 @@ check: models ## everything a change must pass: format, lints, documentation, te
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check --hide-inclusion-graph bans licenses sources; \
 	else echo "SKIPPED: cargo-deny is missing; install it with: cargo install cargo-deny --locked" >&2; fi
 
 bench: models ## the numbers: ratios, speeds, perplexity
