@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup models demo test check bench doc clean-cache
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## check what must be there and put libtorch into .libtorch
+	@scripts/setup.sh
+
+demo: setup ## compress a real model, answer a question with it before and after, and print a table
+	@scripts/fetch_smollm2.sh
+	cargo run --release --example demo -- .cache/models/SmolLM2-135M-Instruct .cache/demo
+
+models: setup # a model that cannot be had does not fail the build: the tests that need it say that they skip
+	@scripts/fetch_stories15m.sh || echo "WARNING: no stories15M: the tests that need it will skip" >&2
+	@scripts/fetch_stories15m.sh --dtype bf16 || echo "WARNING: no stories15M-bf16: the tests that need it will skip" >&2
+	@scripts/fetch_smollm2.sh || echo "WARNING: no SmolLM2: the tests that need it will skip" >&2
+
+test: models ## every test
+	cargo test
+
+check: models ## everything a change must pass: format, lints, documentation, tests, licenses
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo test
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check --hide-inclusion-graph bans licenses sources; \
+	else echo "SKIPPED: cargo-deny is missing; install it with: cargo install cargo-deny --locked" >&2; fi
+
+bench: models ## the numbers: ratios, speeds, perplexity
+	@scripts/fetch_wikitext.sh
+	@scripts/fetch_whisper.sh
+	cargo bench
+
+doc: setup ## the library's documentation, in target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+clean-cache: ## remove fetched models, packages and texts; libtorch and target stay
+	rm -rf .cache
