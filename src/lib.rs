@@ -2,6 +2,7 @@
 //! forward pass, through libtorch.
 #![deny(missing_docs)]
 
+pub mod checkpoint;
 pub mod error;
 pub mod nn;
 
