@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod error;
+pub mod model;
 pub mod nn;
 
 pub use error::{Error, ErrorKind, Result};
