@@ -6,5 +6,6 @@ pub mod checkpoint;
 pub mod error;
 pub mod model;
 pub mod nn;
+pub mod runtime;
 
 pub use error::{Error, ErrorKind, Result};

@@ -19,10 +19,10 @@ impl Step {
     pub(super) fn new(rope: &Rope, cache: &KvCache, seq: i64, kind: Kind, device: Device) -> Result<Self> {
         let start = cache.len() as i64;
         let padded = cache.padding().iter().any(|&n| n > 0);
-        // Without padding one row of positions serves all sequences.
+        // Without padding one row of positions serves all sequences. Padding has positions below 0: no one sees it.
         let rows = if padded { cache.padding() } else { &[0] };
         let positions: Vec<i64> =
-            rows.iter().flat_map(|pad| (start..start + seq).map(move |slot| (slot - pad).max(0))).collect();
+            rows.iter().flat_map(|pad| (start..start + seq).map(move |slot| slot - pad)).collect();
         let rope = rope.tables(&positions, seq, kind, device)?;
         let mask = match seq == 1 && !padded {
             true => None,
