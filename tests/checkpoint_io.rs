@@ -110,7 +110,9 @@ fn header_length_is_checked_before_it_is_used() {
     };
     assert_eq!(with_length(u64::MAX).kind(), ErrorKind::Corrupt);
     assert_eq!(with_length(100_000_001).kind(), ErrorKind::Corrupt);
-    assert_eq!(with_length(1000).kind(), ErrorKind::Truncated);
+    let long = with_length(1000);
+    assert_eq!(long.kind(), ErrorKind::Truncated);
+    assert!(long.to_string().contains("header needs 1000 bytes, "), "{long}");
     assert_eq!(error_of(&file_bytes("\u{7f}", &[])).kind(), ErrorKind::Corrupt);
 }
 
@@ -271,6 +273,8 @@ fn files_are_copied_verbatim_and_sizes_are_exact() {
     writer.copy_file(&config).unwrap();
     writer.add("odd", Dtype::U8, &[3], &[1, 2, 3]).unwrap();
     writer.add("wide", Dtype::F32, &[1], &[0, 0, 128, 63]).unwrap();
+    writer.add("later", Dtype::U8, &[1], &[4]).unwrap();
+    writer.add("half", Dtype::F16, &[1], &[0, 60]).unwrap();
     let bytes = writer.finish().unwrap();
     let out = dir.path().join("m");
     assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "{ \"a\":1 }\n");
@@ -279,7 +283,9 @@ fn files_are_copied_verbatim_and_sizes_are_exact() {
     // The format's own reader agrees, and every element is aligned.
     let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
     assert_eq!(tensors.tensor("wide").unwrap().data(), [0, 0, 128, 63]);
-    assert_eq!((tensors.tensor("wide").unwrap().data().as_ptr() as usize - file.as_ptr() as usize) % 4, 0);
+    let offset = |name: &str| tensors.tensor(name).unwrap().data().as_ptr() as usize - file.as_ptr() as usize;
+    assert_eq!((offset("wide") % 8, offset("half") % 2), (0, 0));
+    assert!(offset("odd") < offset("later"), "tensors of one width keep their order");
     assert_eq!(tensors.tensor("odd").unwrap().data(), [1, 2, 3]);
 }
 
@@ -311,6 +317,10 @@ proptest! {
         let on_disk: u64 = listing(&out).iter().filter(|n| n.ends_with(".safetensors"))
             .map(|n| fs::metadata(out.join(n)).unwrap().len()).sum();
         prop_assert_eq!(total, on_disk);
+        for name in listing(&out).iter().filter(|n| n.ends_with(".safetensors")) {
+            let header_bytes = fs::read(out.join(name)).unwrap()[..8].try_into().unwrap();
+            prop_assert_eq!(u64::from_le_bytes(header_bytes) % 8, 0, "data starts aligned");
+        }
         let reader = Reader::open(&out).unwrap();
         prop_assert_eq!(reader.names().count(), wanted.len());
         for (name, dtype, shape, data) in wanted {
