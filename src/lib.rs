@@ -2,12 +2,15 @@
 //! forward pass, through libtorch.
 #![deny(missing_docs)]
 
+pub mod checkpoint;
 pub mod codec;
 pub mod error;
+pub mod model;
 pub mod nn;
 mod ops;
 pub mod quantize;
 pub mod rans;
+pub mod runtime;
 pub mod tile;
 
 pub use error::{Error, ErrorKind, Result};

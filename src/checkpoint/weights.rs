@@ -1,0 +1,107 @@
+//! Turns the tensors of a checkpoint into layers registered in a VarStore.
+
+use tch::{nn, Kind, Tensor};
+
+use super::Reader;
+use crate::error::{Error, Result, TorchContext};
+use crate::nn::{DenseEmbedding, DenseLinear, Embedding, Linear};
+
+/// Where a model's weights come from. The VarStore path of a layer is its tensor path without `.weight`.
+pub trait WeightSource {
+    /// The linear layer at `vs`, `shape` = `[out_features, in_features]`, with or without bias.
+    ///
+    /// # Errors
+    /// A tensor that is missing, unexpected, of another shape or dtype, or unreadable, by its full path.
+    fn linear(&self, vs: &nn::Path<'_>, shape: [usize; 2], bias: bool) -> Result<Linear>;
+
+    /// The embedding at `vs`, `shape` = `[vocab, hidden]`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::linear`].
+    fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding>;
+
+    /// The ordinary tensor `weight` at `vs`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::linear`].
+    fn tensor(&self, vs: &nn::Path<'_>, shape: &[usize]) -> Result<Tensor>;
+}
+
+/// The weights in a model directory, converted to one dtype as they are read.
+#[derive(Debug)]
+pub struct CheckpointWeights<'a> {
+    reader: &'a Reader,
+    kind: Kind,
+}
+
+impl<'a> CheckpointWeights<'a> {
+    /// The weights of `reader` as `kind` (`Float`, `Half` or `BFloat16`).
+    pub fn new(reader: &'a Reader, kind: Kind) -> Self {
+        Self { reader, kind }
+    }
+
+    /// Reads `leaf` of `vs`, checks it, and registers it in the VarStore as a buffer.
+    fn register(&self, vs: &nn::Path<'_>, leaf: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = tensor_path(vs, leaf);
+        self.check(&name, shape)?;
+        let tensor = self.reader.read(&name)?;
+        let tensor = tensor.f_to_device(vs.device()).about(&name)?.f_to_kind(self.kind).about(&name)?;
+        // `Path::add` would silently rename on a clash.
+        if vs.get(leaf).is_some() {
+            return Err(Error::invalid(name, "is already in the VarStore, wanted an empty one"));
+        }
+        Ok(vs.add(leaf, tensor, false))
+    }
+
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        use safetensors::Dtype::{BF16, F16, F32, F64};
+        let dir = self.reader.dir().display();
+        let Some(info) = self.reader.info(name) else {
+            return Err(Error::corrupt(name, format!("missing from {dir}, wanted shape {shape:?}")));
+        };
+        if info.shape != shape {
+            let message = format!("has shape {:?}, wanted {shape:?} from config.json of {dir}", info.shape);
+            return Err(Error::corrupt(name, message));
+        }
+        if !matches!(info.dtype, F64 | F32 | F16 | BF16) {
+            let message = format!("has dtype {:?}, wanted F32, F16 or BF16", info.dtype);
+            return Err(Error::unsupported(name, message));
+        }
+        Ok(())
+    }
+
+    fn bias(&self, vs: &nn::Path<'_>, shape: [usize; 2], wanted: bool) -> Result<Option<Tensor>> {
+        let name = tensor_path(vs, "bias");
+        if wanted {
+            return self.register(vs, "bias", &shape[..1]).map(Some);
+        }
+        match self.reader.info(&name) {
+            None => Ok(None),
+            Some(_) => {
+                Err(Error::corrupt(name, "is in the checkpoint, but config.json says there is no bias"))
+            }
+        }
+    }
+}
+
+impl WeightSource for CheckpointWeights<'_> {
+    fn linear(&self, vs: &nn::Path<'_>, shape: [usize; 2], bias: bool) -> Result<Linear> {
+        let weight = self.register(vs, "weight", &shape)?;
+        let bias = self.bias(vs, shape, bias)?;
+        Ok(Linear::Dense(DenseLinear::new(tensor_path(vs, "weight"), weight, bias)?))
+    }
+
+    fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding> {
+        let weight = self.register(vs, "weight", &shape)?;
+        Ok(Embedding::Dense(DenseEmbedding::new(tensor_path(vs, "weight"), weight)?))
+    }
+
+    fn tensor(&self, vs: &nn::Path<'_>, shape: &[usize]) -> Result<Tensor> {
+        self.register(vs, "weight", shape)
+    }
+}
+
+/// The full tensor path of `leaf` at `vs`.
+fn tensor_path(vs: &nn::Path<'_>, leaf: &str) -> String {
+    vs.components().chain([leaf]).collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,90 @@
+//! Grouped-query attention over the key-value cache.
+
+use tch::{nn, TchError, Tensor};
+
+use super::step::Step;
+use super::KvCache;
+use crate::checkpoint::WeightSource;
+use crate::error::{Result, TorchContext};
+use crate::model::LlamaConfig;
+use crate::nn::Linear;
+
+#[derive(Debug)]
+pub(super) struct Attention {
+    path: String,
+    layer: usize,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+}
+
+impl Attention {
+    pub(super) fn load(
+        vs: &nn::Path<'_>,
+        config: &LlamaConfig,
+        source: &dyn WeightSource,
+        layer: usize,
+    ) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let [wide, narrow] =
+            [config.num_attention_heads, config.num_key_value_heads].map(|n| n * config.head_dim);
+        let linear = |name: &str, shape| source.linear(&vs.sub(name), shape, config.attention_bias);
+        Ok(Self {
+            path: super::path_of(vs),
+            layer,
+            query: linear("q_proj", [wide, hidden])?,
+            key: linear("k_proj", [narrow, hidden])?,
+            value: linear("v_proj", [narrow, hidden])?,
+            output: linear("o_proj", [hidden, wide])?,
+            heads: config.num_attention_heads as i64,
+            kv_heads: config.num_key_value_heads as i64,
+            head_dim: config.head_dim as i64,
+        })
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn weight_bytes(&self) -> usize {
+        [&self.query, &self.key, &self.value, &self.output].map(Linear::weight_bytes).iter().sum()
+    }
+
+    /// `x` `[batch, seq, hidden]` to the same shape; appends its keys and values to `cache`.
+    pub(super) fn forward(&self, x: &Tensor, step: &Step, cache: &mut KvCache) -> Result<Tensor> {
+        let (query, key) = (self.query.try_forward(x)?, self.key.try_forward(x)?);
+        let value = self.value.try_forward(x)?;
+        let attended = self.attend(&query, &key, &value, step, cache).about(&self.path)?;
+        self.output.try_forward(&attended)
+    }
+
+    /// Projected `query` and `key`, `value` `[batch, seq, heads * head_dim]` to `[batch, seq, heads * head_dim]`.
+    fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        step: &Step,
+        cache: &mut KvCache,
+    ) -> std::result::Result<Tensor, TchError> {
+        let (batch, seq, width) = query.size3()?;
+        let kind = query.kind();
+        // Queries and keys turn together: half the calls of turning them apart.
+        let both = Tensor::f_cat(&[query, key], -1)?;
+        let both = both.f_view([batch, seq, self.heads + self.kv_heads, self.head_dim])?;
+        let both = step.rope.rotate(&both)?.f_transpose(1, 2)?;
+        let query = both.f_narrow(1, 0, self.heads)?.f_to_kind(cache.kind())?;
+        let key = both.f_narrow(1, self.heads, self.kv_heads)?;
+        let value = value.f_view([batch, seq, self.kv_heads, self.head_dim])?.f_transpose(1, 2)?;
+        let (keys, values) = cache.append(self.layer, &key, &value)?;
+        let grouped = self.heads != self.kv_heads;
+        let mask = step.mask.as_ref();
+        let attended =
+            Tensor::f_scaled_dot_product_attention(&query, &keys, &values, mask, 0.0, false, None, grouped)?;
+        attended.f_transpose(1, 2)?.f_to_kind(kind)?.f_reshape([batch, seq, width])
+    }
+}

@@ -1,0 +1,147 @@
+//! Keys and values of the tokens seen so far, in memory allocated once.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::error::{Error, Result, TorchContext};
+use crate::model::LlamaConfig;
+
+/// Keys and values of a batch of sequences, for `capacity` tokens each.
+///
+/// Sequences of different lengths are padded on the left ([`KvCache::with_left_padding`]); the padding is
+/// masked and does not count as a position, so each sequence gets the answers it would get alone.
+///
+/// On the CPU the cache is FP32 in every dtype: attention over FP16 or BF16 keys is several times slower
+/// there. Its pages are touched, and so take memory, only as tokens come.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    kind: Kind,
+    batch: i64,
+    capacity: i64,
+    length: i64,
+    padding: Vec<i64>,
+}
+
+/// One layer's share, both `[batch, num_key_value_heads, capacity, head_dim]`.
+#[derive(Debug)]
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl KvCache {
+    /// An empty cache for `batch` sequences of `capacity` tokens of a model with `config` in dtype `kind`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the model is not made for that many tokens, `Torch` if memory is short.
+    pub fn new(
+        config: &LlamaConfig,
+        batch: usize,
+        capacity: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        if batch == 0 || capacity == 0 || capacity > config.max_position_embeddings {
+            return Err(Error::invalid(
+                "context",
+                format!(
+                    "{batch} sequences of {capacity} tokens, wanted at least one and at most {} tokens \
+                     (max_position_embeddings of the model)",
+                    config.max_position_embeddings
+                ),
+            ));
+        }
+        let kind = if device == Device::Cpu { Kind::Float } else { kind };
+        let shape = [batch, config.num_key_value_heads, capacity, config.head_dim].map(|n| n as i64);
+        let empty = || Tensor::f_empty(shape, (kind, device)).about("key-value cache");
+        let mut layers = Vec::new();
+        for _ in 0..config.num_hidden_layers {
+            layers.push(LayerCache { keys: empty()?, values: empty()? });
+        }
+        let padding = vec![0; batch];
+        Ok(Self { layers, kind, batch: batch as i64, capacity: capacity as i64, length: 0, padding })
+    }
+
+    /// The same cache for sequences whose first `padding[i]` tokens are padding.
+    ///
+    /// # Errors
+    /// `InvalidArgument` unless there is one number a sequence, each below the capacity.
+    pub fn with_left_padding(mut self, padding: &[usize]) -> Result<Self> {
+        let wanted = self.padding.len();
+        if padding.len() != wanted || padding.iter().any(|&n| n as i64 >= self.capacity) {
+            return Err(Error::invalid(
+                "padding",
+                format!("{padding:?}, wanted {wanted} numbers below the capacity {}", self.capacity),
+            ));
+        }
+        self.padding = padding.iter().map(|&n| n as i64).collect();
+        Ok(self)
+    }
+
+    /// Tokens held of each sequence, padding included.
+    pub fn len(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Whether no token has been seen.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Tokens there is room for, of each sequence.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    /// Forgets all tokens after the first `length`; more than there are changes nothing.
+    pub fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(i64::try_from(length).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(super) fn padding(&self) -> &[i64] {
+        &self.padding
+    }
+
+    /// An error unless `seq` more tokens of `batch` sequences fit.
+    pub(super) fn check_room(&self, batch: i64, seq: i64) -> Result<()> {
+        if batch != self.batch {
+            let message = format!("are a batch of {batch}, wanted the {} sequences of the cache", self.batch);
+            return Err(Error::invalid("token ids", message));
+        }
+        if seq > self.capacity - self.length {
+            let message = format!(
+                "is {} tokens, wanted {} for {seq} more tokens; raise the context or shorten the prompt",
+                self.capacity,
+                self.length.saturating_add(seq)
+            );
+            return Err(Error::invalid("context", message));
+        }
+        Ok(())
+    }
+
+    /// Stores the `keys` and `values` `[batch, heads, seq, head_dim]` of the current tokens in `layer` and
+    /// returns all up to and including them.
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> std::result::Result<(Tensor, Tensor), TchError> {
+        let (start, seq) = (self.length, keys.size4()?.2);
+        let Some(cache) = self.layers.get_mut(layer) else {
+            return Err(TchError::Shape(format!("the cache has no layer {layer}")));
+        };
+        cache.keys.f_narrow(2, start, seq)?.f_copy_(keys)?;
+        cache.values.f_narrow(2, start, seq)?.f_copy_(values)?;
+        Ok((cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?))
+    }
+
+    /// Counts the current `seq` tokens as seen, once every layer has stored them.
+    pub(super) fn advance(&mut self, seq: i64) {
+        self.length += seq;
+    }
+}

@@ -1,0 +1,173 @@
+//! Llama: embedding, layers of attention and feed-forward, norm, head.
+
+mod attention;
+mod kv_cache;
+mod layer;
+mod mlp;
+mod norm;
+mod rope;
+mod step;
+
+pub use kv_cache::KvCache;
+
+use tch::{nn, Kind, Tensor};
+
+use self::layer::Layer;
+use self::norm::RmsNorm;
+use self::rope::Rope;
+use self::step::Step;
+use super::LlamaConfig;
+use crate::checkpoint::WeightSource;
+use crate::error::{Error, Result, TorchContext};
+use crate::nn::{Embedding, Linear};
+
+/// Tokens of a prompt that pass through the model at once: enough for the matmuls, and a bound on memory.
+const PREFILL_TOKENS: i64 = 512;
+
+/// Which positions of a forward pass get logits; the head is the widest layer of a small model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsOf {
+    /// Every position: `[batch, seq, vocab]`.
+    All,
+    /// The last position only: `[batch, 1, vocab]`.
+    Last,
+}
+
+/// Sees the residual stream `[batch, seq, hidden]` after each layer: `(layer, hidden)`.
+pub type Observer<'a> = &'a mut dyn FnMut(usize, &Tensor);
+
+/// A Llama with its weights, dense or compressed.
+#[derive(Debug)]
+pub struct Llama {
+    config: LlamaConfig,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    /// Shares the embedding's table where the config ties them.
+    head: Linear,
+    rope: Rope,
+}
+
+impl Llama {
+    /// Builds the model under `vs` (the root of a VarStore) with the weights of `source`.
+    ///
+    /// # Errors
+    /// What `source` reports of a tensor, by its full path.
+    pub fn load(vs: &nn::Path<'_>, config: &LlamaConfig, source: &dyn WeightSource) -> Result<Self> {
+        let model = vs.sub("model");
+        let table = [config.vocab_size, config.hidden_size];
+        let embedding = source.embedding(&model.sub("embed_tokens"), table)?;
+        let mut layers = Vec::new();
+        for i in 0..config.num_hidden_layers {
+            layers.push(Layer::load(&model.sub("layers").sub(i), config, source, i)?);
+        }
+        let norm = RmsNorm::load(&model.sub("norm"), config, source)?;
+        let head = match config.tie_word_embeddings {
+            true => embedding.tied_head(),
+            false => source.linear(&vs.sub("lm_head"), table, false)?,
+        };
+        Ok(Self { config: config.clone(), embedding, layers, norm, head, rope: Rope::new(config) })
+    }
+
+    /// The model's settings.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Bytes of all weights held in memory; a table shared by embedding and head counts once.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::weight_bytes).sum();
+        let head = if self.config.tie_word_embeddings { 0 } else { self.head.weight_bytes() };
+        self.embedding.weight_bytes() + layers + self.norm.weight_bytes() + head
+    }
+
+    /// Runs `ids` `[batch, seq]` (`Int64`) behind what `cache` holds, appends them to it, and returns logits
+    /// in the model's dtype.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the batch differs from the cache's or the tokens do not fit into it.
+    pub fn forward(&self, ids: &Tensor, cache: &mut KvCache, logits: LogitsOf) -> Result<Tensor> {
+        self.logits(&self.hidden_states(ids, cache, None)?, logits)
+    }
+
+    /// As [`Llama::forward`], with `observer` called after each layer.
+    ///
+    /// # Errors
+    /// As [`Llama::forward`].
+    pub fn forward_observed(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        logits: LogitsOf,
+        observer: Observer<'_>,
+    ) -> Result<Tensor> {
+        self.logits(&self.hidden_states(ids, cache, Some(observer))?, logits)
+    }
+
+    /// Runs a prompt `ids` `[batch, seq]` of any length piece by piece, in bounded memory, and returns the
+    /// logits of its last position, `[batch, 1, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Llama::forward`].
+    pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let (_, seq) = ids_size(ids)?;
+        let mut start = 0;
+        loop {
+            let length = (seq - start).min(PREFILL_TOKENS);
+            let piece = ids.f_narrow(1, start, length).about("token ids")?;
+            let hidden = self.hidden_states(&piece, cache, None)?;
+            start += length;
+            if start == seq {
+                return self.logits(&hidden, LogitsOf::Last);
+            }
+        }
+    }
+
+    /// The residual stream after the last layer, before the final norm: `[batch, seq, hidden]`.
+    fn hidden_states(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<Tensor> {
+        let (batch, seq) = ids_size(ids)?;
+        cache.check_room(batch, seq)?;
+        let mut hidden = self.embedding.try_forward(ids)?;
+        let step = Step::new(&self.rope, cache, seq, hidden.kind(), hidden.device())?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            hidden = layer.forward(&hidden, &step, cache)?;
+            if let Some(observe) = observer.as_mut() {
+                observe(i, &hidden);
+            }
+        }
+        cache.advance(seq);
+        Ok(hidden)
+    }
+
+    fn logits(&self, hidden: &Tensor, logits: LogitsOf) -> Result<Tensor> {
+        let hidden = match logits {
+            LogitsOf::All => hidden.shallow_clone(),
+            LogitsOf::Last => hidden.f_narrow(1, -1, 1).about("lm_head")?,
+        };
+        self.head.try_forward(&self.norm.forward(&hidden)?)
+    }
+}
+
+/// `(batch, seq)` of token ids, neither of them zero.
+fn ids_size(ids: &Tensor) -> Result<(i64, i64)> {
+    match ids.size().as_slice() {
+        &[batch, seq] if batch > 0 && seq > 0 && ids.kind() == Kind::Int64 => Ok((batch, seq)),
+        other => Err(Error::invalid(
+            "token ids",
+            format!(
+                "are {:?} of shape {other:?}, wanted Int64 of [batch, seq] with at least one token",
+                ids.kind()
+            ),
+        )),
+    }
+}
+
+/// The full path of a module, for error messages.
+fn path_of(vs: &nn::Path<'_>) -> String {
+    vs.components().collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,85 @@
+//! Rotary position embedding in the half-rotation layout of Hugging Face, with Llama 3's scaling.
+
+use std::f64::consts::TAU;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::error::{Result, TorchContext};
+use crate::model::{LlamaConfig, RopeScaling};
+
+/// The rotary frequencies of a model, radians per position, `head_dim / 2` of them.
+#[derive(Debug)]
+pub(super) struct Rope {
+    frequencies: Vec<f64>,
+}
+
+/// Cosines and sines of one step's positions, `[batch or 1, seq, 1, head_dim]`, shared by all layers.
+#[derive(Debug)]
+pub(super) struct RopeTables {
+    cos: Tensor,
+    /// The sines, negative in the first half: what the swapped halves are multiplied by.
+    signed_sin: Tensor,
+}
+
+impl Rope {
+    pub(super) fn new(config: &LlamaConfig) -> Self {
+        let frequency = |i: usize| {
+            let plain = config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64);
+            scaled(plain, config.rope_scaling)
+        };
+        Self { frequencies: (0..config.head_dim / 2).map(frequency).collect() }
+    }
+
+    /// The tables for `positions` (`batch` or 1 rows of `seq`): a few hundred sines a token, cheaper than
+    /// looking them up and without a table as long as the context.
+    pub(super) fn tables(
+        &self,
+        positions: &[i64],
+        seq: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<RopeTables> {
+        let (mut cos, mut signed_sin) = (Vec::new(), Vec::new());
+        for &position in positions {
+            let angles = || self.frequencies.iter().map(|frequency| position as f64 * frequency);
+            let cosines = || angles().map(|angle| angle.cos() as f32);
+            cos.extend(cosines().chain(cosines()));
+            signed_sin.extend(angles().map(|angle| -angle.sin() as f32));
+            signed_sin.extend(angles().map(|angle| angle.sin() as f32));
+        }
+        let shape = [-1, seq, 1, 2 * self.frequencies.len() as i64];
+        let table = |values: &[f32]| -> std::result::Result<Tensor, TchError> {
+            Tensor::f_from_slice(values)?.f_view(shape)?.f_to_kind(kind)?.f_to_device(device)
+        };
+        Ok(RopeTables {
+            cos: table(&cos).about("rotary embedding")?,
+            signed_sin: table(&signed_sin).about("rotary embedding")?,
+        })
+    }
+}
+
+impl RopeTables {
+    /// Rotates `x` `[batch, seq, heads, head_dim]` by its positions.
+    pub(super) fn rotate(&self, x: &Tensor) -> std::result::Result<Tensor, TchError> {
+        let size = x.size();
+        let halves: Vec<i64> = match size.as_slice() {
+            &[batch, seq, heads, dim] => vec![batch, seq, heads, 2, dim / 2],
+            _ => return Err(TchError::Shape(format!("rotary embedding of shape {size:?}"))),
+        };
+        let swapped = x.f_view(halves.as_slice())?.f_flip([3])?.f_view(size.as_slice())?;
+        x.f_mul(&self.cos)?.f_addcmul(&swapped, &self.signed_sin)
+    }
+}
+
+fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::Default => frequency,
+        RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            // Turns within the original context: few for a low frequency, many for a high one.
+            let turns = original_context * frequency / TAU;
+            let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+            frequency * (keep + (1.0 - keep) / factor)
+        }
+    }
+}

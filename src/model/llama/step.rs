@@ -1,0 +1,51 @@
+//! What all layers of one forward pass share: rotary tables and the attention mask.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::rope::{Rope, RopeTables};
+use super::KvCache;
+use crate::error::{Result, TorchContext};
+
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) rope: RopeTables,
+    /// Added to the scores, `[batch or 1, 1, seq, tokens so far]`: zero or minus infinity. `None` where every
+    /// query sees every key.
+    pub(super) mask: Option<Tensor>,
+}
+
+impl Step {
+    /// The step that puts `seq` tokens of dtype `kind` behind those in `cache`.
+    pub(super) fn new(rope: &Rope, cache: &KvCache, seq: i64, kind: Kind, device: Device) -> Result<Self> {
+        let start = cache.len() as i64;
+        let padded = cache.padding().iter().any(|&n| n > 0);
+        // Without padding one row of positions serves all sequences. Padding has positions below 0: no one sees it.
+        let rows = if padded { cache.padding() } else { &[0] };
+        let positions: Vec<i64> =
+            rows.iter().flat_map(|pad| (start..start + seq).map(move |slot| slot - pad)).collect();
+        let rope = rope.tables(&positions, seq, kind, device)?;
+        let mask = match seq == 1 && !padded {
+            true => None,
+            false => Some(mask(rows, start, seq, (cache.kind(), device)).about("attention mask")?),
+        };
+        Ok(Self { rope, mask })
+    }
+}
+
+/// A query sees itself and the keys before it, except its sequence's padding. That padding sees itself keeps
+/// its own (unused) scores finite.
+fn mask(
+    padding: &[i64],
+    start: i64,
+    seq: i64,
+    options: (Kind, Device),
+) -> std::result::Result<Tensor, TchError> {
+    let (rows, device) = (padding.len() as i64, options.1);
+    let keys = Tensor::f_arange(start + seq, (Kind::Int64, device))?;
+    let queries = Tensor::f_arange_start(start, start + seq, (Kind::Int64, device))?.f_view([seq, 1])?;
+    let padding = Tensor::f_from_slice(padding)?.f_to_device(device)?.f_view([rows, 1, 1, 1])?;
+    let hidden = keys.f_lt_tensor(&padding)?.f_logical_or(&keys.f_gt_tensor(&queries)?)?;
+    let hidden = hidden.f_logical_and(&keys.f_ne_tensor(&queries)?)?;
+    let zeros = Tensor::f_zeros([rows, 1, seq, start + seq], options)?;
+    zeros.f_masked_fill(&hidden, f64::NEG_INFINITY)
+}

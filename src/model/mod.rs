@@ -1,0 +1,9 @@
+//! Model architectures. They know layers, not files: weights come through
+//! [`WeightSource`](crate::checkpoint::WeightSource).
+
+pub mod config;
+mod fields;
+pub mod llama;
+
+pub use config::{LlamaConfig, RopeScaling};
+pub use llama::{KvCache, Llama, LogitsOf, Observer};

@@ -1,0 +1,363 @@
+//! Batched generation of text.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use tch::{Kind, Tensor};
+
+use super::stop::{stop_tokens, StopReason, StopStrings};
+use super::tokenizer::{TextStream, Tokenizer};
+use super::{ChatTemplate, LoadOptions, Message, Model, Sampler, SamplerOptions};
+use crate::error::{Error, Result, TorchContext};
+use crate::model::{KvCache, LogitsOf};
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A text as it is.
+    Text(String),
+    /// A conversation, for the model to say the next turn of.
+    Chat(Vec<Message>),
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+/// How to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens to generate for each prompt.
+    pub max_new_tokens: usize,
+    /// How tokens are picked. Prompt `i` of a batch uses seed `seed + i`.
+    pub sampling: SamplerOptions,
+    /// Strings that end the answer.
+    pub stop_strings: Vec<String>,
+    /// Go on behind the model's stop tokens, for measuring.
+    pub ignore_stop_tokens: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            sampling: SamplerOptions::default(),
+            stop_strings: Vec::new(),
+            ignore_stop_tokens: false,
+        }
+    }
+}
+
+/// New text of one prompt's answer, as it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Which prompt, from 0.
+    pub prompt: usize,
+    /// The text, never empty.
+    pub text: &'a str,
+}
+
+/// One prompt's answer.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Generation {
+    /// The answer without the prompt: all pieces, one behind the other.
+    pub text: String,
+    /// Its tokens, the stop token excluded.
+    pub token_ids: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer.
+    pub new_tokens: usize,
+    /// Seconds from the prompt to the first logits, of the whole batch.
+    pub prefill_seconds: f64,
+    /// Seconds from there to the end of this answer.
+    pub decode_seconds: f64,
+    /// Decoding steps of this answer a second (the first token comes of the prefill); 0 if there were none.
+    pub tokens_per_second: f64,
+    /// Why it ended.
+    pub stop_reason: StopReason,
+}
+
+/// A model with all that turns text into tokens and back.
+#[derive(Debug)]
+pub struct Generator {
+    model: Model,
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+    stop_tokens: Vec<u32>,
+}
+
+impl Generator {
+    /// Opens a model directory.
+    ///
+    /// # Errors
+    /// As [`Model::load`], [`Tokenizer::from_dir`], [`ChatTemplate::from_dir`] and [`stop_tokens`].
+    pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
+        let dir = dir.as_ref();
+        // The small files first: a broken one is reported before a large model is read.
+        let (tokenizer, chat) = (Tokenizer::from_dir(dir)?, ChatTemplate::from_dir(dir)?);
+        let stop_tokens = stop_tokens(dir)?;
+        Ok(Self { model: Model::load(dir, options)?, tokenizer, chat, stop_tokens })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
+    /// The token ids of `prompt`, special tokens included.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a conversation where the model has no chat template, or one it refuses.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Tokens(ids) => Ok(ids.clone()),
+            Prompt::Text(text) => self.tokenizer.encode(text, true),
+            Prompt::Chat(messages) => {
+                let template = self.chat.as_ref().ok_or_else(|| {
+                    Error::invalid("chat", "the model has no chat template; give a plain prompt instead")
+                })?;
+                // The template writes the special tokens itself.
+                self.tokenizer.encode(&template.render(messages, true)?, false)
+            }
+        }
+    }
+
+    /// Continues all `prompts` together; `on_piece` sees the text as it comes and may end the generation.
+    ///
+    /// Prompts of different lengths share one context: the longest decides how much is left to answer.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an empty prompt, a token outside the vocabulary, or a prompt that does not fit the
+    /// context; and what sampling and libtorch report.
+    pub fn generate(
+        &self,
+        prompts: &[Prompt],
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>> {
+        let ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>>>()?;
+        ids.iter().enumerate().try_for_each(|(i, ids)| self.check_prompt(i, ids))?;
+        let mut answers = (ids.iter().enumerate())
+            .map(|(i, ids)| Answer::new(&self.tokenizer, i, ids, options))
+            .collect::<Result<Vec<_>>>()?;
+        let Some(longest) = ids.iter().map(Vec::len).max() else { return Ok(Vec::new()) };
+        let start = Instant::now();
+        let (mut cache, mut logits) = self.prefill(&ids, longest, options)?;
+        let prefill_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        loop {
+            let next = self.pick(&mut answers, &logits, options, on_piece)?;
+            for answer in answers.iter_mut().filter(|_| cache.len() == cache.capacity()) {
+                answer.end_if_running(StopReason::Context, on_piece)?;
+            }
+            answers.iter_mut().for_each(|answer| answer.note_time(start));
+            if answers.iter().all(|answer| answer.ended.is_some()) {
+                break;
+            }
+            let step = Tensor::f_from_slice(&next).and_then(|ids| ids.f_view([-1, 1]));
+            let step = step.and_then(|ids| ids.f_to_device(self.model.var_store().device()));
+            logits = self.model.llama().forward(&step.about("token ids")?, &mut cache, LogitsOf::Last)?;
+            answers.iter_mut().filter(|answer| answer.ended.is_none()).for_each(|answer| answer.steps += 1);
+        }
+        Ok(answers.into_iter().map(|answer| answer.into_generation(prefill_seconds)).collect())
+    }
+
+    fn check_prompt(&self, index: usize, ids: &[u32]) -> Result<()> {
+        let subject = format!("prompt {}", index + 1);
+        if ids.is_empty() {
+            return Err(Error::invalid(subject, "is empty, wanted at least one token"));
+        }
+        let (context, config) = (self.model.context(), self.model.llama().config());
+        if ids.len() > context {
+            let most = config.max_position_embeddings;
+            let cure = if context < most {
+                format!("shorten it or raise the context (--context, at most {most} for this model)")
+            } else {
+                "shorten it".to_owned()
+            };
+            let message = format!("is {} tokens, wanted at most {context}, the context; {cure}", ids.len());
+            return Err(Error::invalid(subject, message));
+        }
+        match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(Error::invalid(
+                subject,
+                format!("has token {id}, wanted one below vocab_size = {}", config.vocab_size),
+            )),
+        }
+    }
+
+    /// Runs the prompts, padded on the left to the `longest`; the cache has room for the answers.
+    fn prefill(
+        &self,
+        ids: &[Vec<u32>],
+        longest: usize,
+        options: &GenerateOptions,
+    ) -> Result<(KvCache, Tensor)> {
+        let padding: Vec<usize> = ids.iter().map(|ids| longest - ids.len()).collect();
+        let capacity = longest.saturating_add(options.max_new_tokens).min(self.model.context());
+        let mut cache = self.model.new_cache(ids.len(), capacity)?.with_left_padding(&padding)?;
+        let rows: Vec<i64> = (ids.iter().zip(&padding))
+            .flat_map(|(ids, &pad)| std::iter::repeat_n(0, pad).chain(ids.iter().map(|&id| i64::from(id))))
+            .collect();
+        let rows =
+            Tensor::f_from_slice(&rows).and_then(|rows| rows.f_view([ids.len() as i64, longest as i64]));
+        let rows = rows.and_then(|rows| rows.f_to_device(self.model.var_store().device()));
+        let logits = self.model.llama().prefill(&rows.about("token ids")?, &mut cache)?;
+        Ok((cache, logits))
+    }
+
+    /// Picks each answer's next token from `logits` `[batch, 1, vocab]`; an answer that has ended gets 0.
+    fn pick(
+        &self,
+        answers: &mut [Answer<'_>],
+        logits: &Tensor,
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<i64>> {
+        let logits =
+            logits.f_to_kind(Kind::Float).and_then(|logits| logits.f_reshape([-1])).about("logits")?;
+        let logits = Vec::<f32>::try_from(logits).about("logits")?;
+        let rows = logits.chunks(self.model.llama().config().vocab_size);
+        let mut next = Vec::with_capacity(answers.len());
+        for (answer, row) in answers.iter_mut().zip(rows) {
+            next.push(match answer.ended {
+                Some(_) => 0,
+                None => answer.take_token(row, &self.stop_tokens, options, on_piece)?,
+            });
+        }
+        Ok(next)
+    }
+}
+
+/// An answer in the making.
+struct Answer<'a> {
+    prompt: usize,
+    prompt_tokens: usize,
+    sampler: Sampler,
+    stream: TextStream<'a>,
+    stops: StopStrings,
+    token_ids: Vec<u32>,
+    text: String,
+    ended: Option<StopReason>,
+    decode_seconds: Option<f64>,
+    steps: usize,
+}
+
+impl<'a> Answer<'a> {
+    fn new(tokenizer: &'a Tokenizer, prompt: usize, ids: &[u32], options: &GenerateOptions) -> Result<Self> {
+        let mut sampling = options.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(prompt as u64);
+        Ok(Self {
+            prompt,
+            prompt_tokens: ids.len(),
+            sampler: Sampler::new(&sampling)?,
+            stream: TextStream::after(tokenizer, ids)?,
+            stops: StopStrings::new(&options.stop_strings),
+            token_ids: Vec::new(),
+            text: String::new(),
+            ended: None,
+            decode_seconds: None,
+            steps: 0,
+        })
+    }
+
+    /// Picks a token and takes it in. Returns it.
+    fn take_token(
+        &mut self,
+        logits: &[f32],
+        stop_tokens: &[u32],
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<i64> {
+        if options.max_new_tokens == 0 {
+            self.end(StopReason::MaxNewTokens, on_piece)?;
+            return Ok(0);
+        }
+        let token = self.sampler.sample(logits)?;
+        if stop_tokens.contains(&token) && !options.ignore_stop_tokens {
+            self.end(StopReason::StopToken(token), on_piece)?;
+            return Ok(i64::from(token));
+        }
+        self.token_ids.push(token);
+        let (text, stop) = self.stops.push(&self.stream.push(token)?);
+        self.show(&text, on_piece);
+        if let Some(stop) = stop {
+            self.ended = Some(StopReason::StopString(stop));
+        } else if self.ended.is_none() && self.token_ids.len() >= options.max_new_tokens {
+            self.end(StopReason::MaxNewTokens, on_piece)?;
+        }
+        Ok(i64::from(token))
+    }
+
+    /// Ends the answer, with the text that was held back.
+    fn end(
+        &mut self,
+        reason: StopReason,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.ended = Some(reason);
+        let (text, stop) = self.stops.push(&self.stream.finish()?);
+        self.show(&text, on_piece);
+        match stop {
+            Some(stop) => self.ended = Some(StopReason::StopString(stop)),
+            None => {
+                let held = self.stops.finish();
+                self.show(&held, on_piece);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_if_running(
+        &mut self,
+        reason: StopReason,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        if self.ended.is_none() {
+            self.end(reason, on_piece)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn show(&mut self, text: &str, on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>) {
+        if text.is_empty() {
+            return;
+        }
+        self.text.push_str(text);
+        if on_piece(Piece { prompt: self.prompt, text }).is_break() {
+            self.ended = Some(StopReason::Interrupted);
+        }
+    }
+
+    fn note_time(&mut self, start: Instant) {
+        if self.ended.is_some() && self.decode_seconds.is_none() {
+            self.decode_seconds = Some(start.elapsed().as_secs_f64());
+        }
+    }
+
+    fn into_generation(self, prefill_seconds: f64) -> Generation {
+        let decode_seconds = self.decode_seconds.unwrap_or(0.0);
+        Generation {
+            text: self.text,
+            new_tokens: self.token_ids.len(),
+            token_ids: self.token_ids,
+            prompt_tokens: self.prompt_tokens,
+            prefill_seconds,
+            decode_seconds,
+            tokens_per_second: if self.steps == 0 { 0.0 } else { self.steps as f64 / decode_seconds },
+            stop_reason: self.ended.unwrap_or(StopReason::MaxNewTokens),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Loads a model directory into one VarStore.
+
+use std::path::Path;
+
+use tch::{nn, Device, Kind};
+
+use crate::checkpoint::{CheckpointWeights, Reader};
+use crate::error::{Error, Result};
+use crate::model::{KvCache, Llama, LlamaConfig};
+
+/// Context where the caller names none and the model allows more, tokens.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Where the weights go.
+    pub device: Device,
+    /// The dtype to compute in: `Half`, `BFloat16` or `Float`.
+    pub kind: Kind,
+    /// Most tokens of prompt and answer together; `None` for 4096, or less if the model allows less.
+    pub context: Option<usize>,
+    /// Threads of libtorch's operators, for the whole process; `None` leaves them as they are.
+    pub threads: Option<usize>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { device: Device::Cpu, kind: Kind::Half, context: None, threads: None }
+    }
+}
+
+/// A Llama and the VarStore that owns its weights.
+#[derive(Debug)]
+pub struct Model {
+    var_store: nn::VarStore,
+    llama: Llama,
+    kind: Kind,
+    context: usize,
+}
+
+impl Model {
+    /// Loads the model directory `dir`.
+    ///
+    /// # Errors
+    /// What [`LlamaConfig::from_dir`], [`Reader::open`] and the weights report; `InvalidArgument` for a
+    /// context longer than the model allows or a dtype that is not a float; `Unsupported` for a tensor in the
+    /// checkpoint that a Llama has no use for.
+    pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
+        let config = LlamaConfig::from_dir(&dir)?;
+        let context = choose_context(&config, options.context)?;
+        check_kind(options.kind)?;
+        set_threads(options.threads)?;
+        let reader = Reader::open(&dir)?;
+        let var_store = nn::VarStore::new(options.device);
+        let llama = Llama::load(&var_store.root(), &config, &CheckpointWeights::new(&reader, options.kind))?;
+        check_leftovers(&reader, &var_store, &config)?;
+        Ok(Self { var_store, llama, kind: options.kind, context })
+    }
+
+    /// The model.
+    pub fn llama(&self) -> &Llama {
+        &self.llama
+    }
+
+    /// The weights by tensor path.
+    pub fn var_store(&self) -> &nn::VarStore {
+        &self.var_store
+    }
+
+    /// The dtype computed in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Most tokens of prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Bytes of all weights held in memory; a table shared by embedding and head counts once.
+    pub fn weight_bytes(&self) -> usize {
+        self.llama.weight_bytes()
+    }
+
+    /// An empty key-value cache for `batch` sequences of `capacity` tokens.
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    pub fn new_cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
+        KvCache::new(self.llama.config(), batch, capacity, self.kind, self.var_store.device())
+    }
+}
+
+fn choose_context(config: &LlamaConfig, wanted: Option<usize>) -> Result<usize> {
+    let most = config.max_position_embeddings;
+    match wanted {
+        None => Ok(most.min(DEFAULT_CONTEXT)),
+        Some(context) if (1..=most).contains(&context) => Ok(context),
+        Some(context) => Err(Error::invalid(
+            "context",
+            format!("{context} tokens, wanted 1 to {most} (max_position_embeddings of the model)"),
+        )),
+    }
+}
+
+fn check_kind(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::Half | Kind::BFloat16 | Kind::Float => Ok(()),
+        other => Err(Error::invalid("dtype", format!("{other:?}, wanted Half, BFloat16 or Float"))),
+    }
+}
+
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    match i32::try_from(threads) {
+        Ok(count) if (1..=1024).contains(&count) => tch::set_num_threads(count),
+        _ => return Err(Error::invalid("threads", format!("{threads}, wanted 1 to 1024"))),
+    }
+    Ok(())
+}
+
+/// A tensor that nothing was made of means that the model computes something else than the checkpoint's.
+fn check_leftovers(reader: &Reader, var_store: &nn::VarStore, config: &LlamaConfig) -> Result<()> {
+    let used = var_store.variables();
+    let harmless = |name: &str| {
+        // Old checkpoints store the rotary frequencies, and some a second copy of a tied table.
+        name.ends_with(".rotary_emb.inv_freq")
+            || (config.tie_word_embeddings && name.starts_with("lm_head.weight"))
+    };
+    match reader.names().find(|name| !used.contains_key(*name) && !harmless(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::unsupported(
+            name,
+            format!("is in {}, but a Llama with its config.json has no such tensor", reader.dir().display()),
+        )),
+    }
+}

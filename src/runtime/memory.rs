@@ -1,0 +1,19 @@
+//! What the process occupies in memory, as the operating system counts it.
+
+/// The most memory the process has had resident so far, bytes. `None` where the system does not say.
+pub fn peak_rss_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// The memory the process has resident now, bytes. `None` where the system does not say.
+pub fn rss_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// A line such as `VmHWM:     1234 kB` of Linux's `/proc/self/status`.
+fn status_bytes(field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}

@@ -1,0 +1,17 @@
+//! From a model directory to text: loading, tokens, chat, sampling, generation, memory figures.
+
+mod chat;
+mod generate;
+mod load;
+mod memory;
+mod sampler;
+mod stop;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use generate::{GenerateOptions, Generation, Generator, Piece, Prompt};
+pub use load::{LoadOptions, Model};
+pub use memory::{peak_rss_bytes, rss_bytes};
+pub use sampler::{Sampler, SamplerOptions};
+pub use stop::{stop_tokens, StopReason, StopStrings};
+pub use tokenizer::{TextStream, Tokenizer};

@@ -1,0 +1,142 @@
+//! Text to tokens and back, all at once or as they come.
+
+use std::path::Path;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The tokenizer of a model, from its `tokenizer.json`.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` in the model directory `dir`.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be read, `Corrupt` if it is not a tokenizer.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        let path = dir.as_ref().join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        Self::from_bytes(&bytes, &path.display().to_string())
+    }
+
+    /// Reads the bytes of a `tokenizer.json`; `subject` is its name for messages.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not a tokenizer.
+    pub fn from_bytes(bytes: &[u8], subject: &str) -> Result<Self> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::corrupt(subject, format!("is not a tokenizer: {e}")).with_source(e))?;
+        // Settings of training: a prompt is neither cut nor filled up in silence.
+        inner.with_truncation(None).map_err(|e| {
+            Error::corrupt(subject, "has a truncation that cannot be turned off").with_source(e)
+        })?;
+        inner.with_padding(None);
+        Ok(Self { inner })
+    }
+
+    /// The tokens of `text`, with those the model expects around a text (such as `<s>`) if `add_special`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the tokenizer has no token for a part of the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| tokenizer_error("prompt", e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens left out.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the tokenizer cannot put them together.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| tokenizer_error("token ids", e))
+    }
+
+    /// The token spelled `token`, special ones included.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+fn tokenizer_error(subject: &str, error: tokenizers::Error) -> Error {
+    Error::new(ErrorKind::InvalidArgument, subject, format!("tokenizer: {error}")).with_source(error)
+}
+
+/// Turns tokens into text as they come: whole characters only, and spaces where the whole text has them.
+///
+/// What a token reads as depends on the tokens before it, so a window of them is decoded with and without the
+/// new one; the difference is the new text.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Tokens whose text is out, then those held back because a character is incomplete.
+    window: Vec<u32>,
+    /// How many tokens of the window are out.
+    shown: usize,
+    /// Bytes of the window's text that are out.
+    shown_bytes: usize,
+}
+
+impl<'a> TextStream<'a> {
+    /// A stream that continues the text of `prompt` (which it does not repeat).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn after(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self> {
+        // The shortest end of the prompt that reads as something, all of it if nothing does.
+        let mut text = String::new();
+        let mut start = prompt.len();
+        while start > 0 && text.trim_matches(char::REPLACEMENT_CHARACTER).is_empty() {
+            start -= 1;
+            text = tokenizer.decode(prompt.get(start..).unwrap_or_default())?;
+        }
+        let window = prompt.get(start..).unwrap_or_default().to_vec();
+        Ok(Self { tokenizer, shown: window.len(), window, shown_bytes: text.len() })
+    }
+
+    /// The text that token `id` completes; empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.window.push(id);
+        let text = self.tokenizer.decode(&self.window)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(String::new());
+        }
+        let new = self.unseen(&text);
+        self.slide(text.len())?;
+        Ok(new)
+    }
+
+    /// The text still held back: what is left of an incomplete character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn finish(&mut self) -> Result<String> {
+        let text = self.tokenizer.decode(&self.window)?;
+        let new = self.unseen(&text);
+        self.shown = self.window.len();
+        self.shown_bytes = text.len();
+        Ok(new)
+    }
+
+    fn unseen(&self, text: &str) -> String {
+        text.get(self.shown_bytes..).unwrap_or_default().to_owned()
+    }
+
+    /// Drops the tokens before the newest from the window, if those read as something by themselves: a decoder
+    /// may swallow the first space of its input, and an empty text would hide that.
+    fn slide(&mut self, window_bytes: usize) -> Result<()> {
+        let newest = self.window.get(self.shown..).unwrap_or_default().to_vec();
+        let text = self.tokenizer.decode(&newest)?;
+        self.shown_bytes = window_bytes;
+        if !text.is_empty() {
+            self.window = newest;
+            self.shown_bytes = text.len();
+        }
+        self.shown = self.window.len();
+        Ok(())
+    }
+}
