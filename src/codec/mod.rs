@@ -16,8 +16,8 @@ mod tile_payload;
 
 pub use buffers::{Buffers, View, BUFFER_NAMES};
 pub use decode::{decode_grid, DecodeTables, Level, TileDecoder, TileSink};
-pub use fragments::Fragments;
 pub use encode::{encode, EncodeOptions};
+pub use fragments::Fragments;
 pub use header::{Header, Layout, ScaleGranularity, SourceDtype, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 pub use plan::TileShape;
 pub use reference::decode_grid_reference;

@@ -75,6 +75,11 @@ impl RateSample {
         })
     }
 
+    /// The matrix's full name.
+    pub fn tensor_path(&self) -> &str {
+        &self.tensor_path
+    }
+
     /// Number of weights of the whole matrix.
     pub fn weights(&self) -> usize {
         self.weights
