@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::rans::simd::EntryTable;
 use crate::rans::{FrequencyTable, LANES};
 use crate::tile::raw_bits::MAX_RAW_BITS;
-use crate::tile::{Group, Tile, LANE_WEIGHTS};
+use crate::tile::{Group, Tile, GROUP_COLS, LANE_WEIGHTS};
 
 pub use crate::rans::simd::Level;
 
@@ -182,13 +182,14 @@ struct GridSink<'a> {
 
 impl TileSink for GridSink<'_> {
     fn group(&mut self, group: &Group, fragments: &Fragments) {
-        for lane in (0..LANES).filter(|&lane| group.has_lane(lane)) {
-            for n in 0..LANE_WEIGHTS {
-                if let Some((row, col)) = group.weight(lane, n) {
-                    let at = (group.row + row) * self.cols + self.first_col + group.col + col;
-                    self.band[at] = half_value(fragments.half(lane, n)) as i16;
-                }
+        for (row, pairs) in fragments.row_pairs().iter().enumerate().take(group.rows) {
+            let at = (group.row + row) * self.cols + self.first_col + group.col;
+            let mut values = [0i16; GROUP_COLS];
+            for (two, &pair) in values.chunks_exact_mut(2).zip(pairs) {
+                two[0] = half_value(pair & 0xFFFF) as i16;
+                two[1] = half_value(pair >> 16) as i16;
             }
+            self.band[at..at + group.cols].copy_from_slice(&values[..group.cols]);
         }
     }
 

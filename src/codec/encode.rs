@@ -225,7 +225,7 @@ fn encode_tile(
     layout: Layout,
 ) -> EncodedTile {
     let mut own = TileValues::cut(values, grid, tile);
-    let raw = encode_tile_raw(&own, tile);
+    let raw_bytes = raw_payload_bytes(&own, tile);
     own.predict(choice.predictor);
     let mut header = TileHeader {
         offset: 0,
@@ -251,28 +251,43 @@ fn encode_tile(
     write_raw_bits(layout.raw_field(choice.raw_magnitude_bits), &own, &escapes.halves, tile, &mut payload);
     lanes.iter().flat_map(|(_, words)| words).for_each(|word| payload.extend(word.to_le_bytes()));
     escapes.write(&mut header, &mut payload);
-    match raw.payload.len().checked_sub(payload.len()) {
+    match raw_bytes.checked_sub(payload.len()) {
         Some(saved_bytes) if saved_bytes > 0 => EncodedTile { header, payload, saved_bytes },
-        _ => raw,
+        _ => encode_tile_raw(&TileValues::cut(values, grid, tile), tile),
     }
 }
 
-/// A tile without symbols: sign and magnitude as they are, in as few bits as its largest magnitude needs.
-fn encode_tile_raw(own: &TileValues, tile: &Tile) -> EncodedTile {
+/// Sign and magnitude in as few bits as the largest magnitude needs.
+fn raw_field_of(own: &TileValues) -> RawField {
     let largest = own.values.iter().map(|value| u32::from(value.unsigned_abs())).max().unwrap_or(0);
     let magnitude_bits = (u32::BITS - largest.leading_zeros()).min(MAX_RAW_BITS - 1);
+    RawField { magnitude_bits, signed: magnitude_bits > 0 }
+}
+
+/// Bytes that [`encode_tile_raw`] would take.
+fn raw_payload_bytes(own: &TileValues, tile: &Tile) -> usize {
+    let field = raw_field_of(own);
+    let fits = |value: &i16| u32::from(value.unsigned_abs()) < 1 << field.magnitude_bits;
+    // Such an escape passes 10 bits: its value takes two bytes.
+    let escapes = own.values.iter().filter(|value| !fits(value)).count();
+    let raw: usize = tile.groups().map(|group| field.group_bytes(&group)).sum();
+    (raw + 4 * escapes).next_multiple_of(PAYLOAD_ALIGN_BYTES)
+}
+
+/// A tile without symbols: all of its bits are raw.
+fn encode_tile_raw(own: &TileValues, tile: &Tile) -> EncodedTile {
+    let field = raw_field_of(own);
     let mut header = TileHeader {
         offset: 0,
         table: NO_TABLE,
-        raw_magnitude_bits: magnitude_bits,
+        raw_magnitude_bits: field.magnitude_bits,
         predictor: Predictor::None,
         wide_lengths: false,
         wide_escapes: false,
         escapes: 0,
     };
-    let escapes = Escapes::split(&own.values, 1 << magnitude_bits);
+    let escapes = Escapes::split(&own.values, 1 << field.magnitude_bits);
     let mut payload = Vec::new();
-    let field = RawField { magnitude_bits, signed: magnitude_bits > 0 };
     write_raw_bits(field, own, &escapes.halves, tile, &mut payload);
     escapes.write(&mut header, &mut payload);
     EncodedTile { header, payload, saved_bytes: 0 }

@@ -8,7 +8,7 @@ use super::tile_payload::TileSections;
 use crate::rans::simd::{all_ended, EntryTable, LaneArray, LaneVectors, Level, StepConstants, U32x32};
 use crate::rans::{LANES, STATE_LOWER_BOUND, WORD_BITS};
 use crate::tile::raw_bits::{RawField, RawPart};
-use crate::tile::{Group, Tile, LANE_REGISTERS, LANE_WEIGHTS};
+use crate::tile::{Group, Tile, GROUP_COLS, LANE_COLS, LANE_REGISTERS, LANE_WEIGHTS, STRIPE_ROWS};
 
 /// The registers of a group: `[register][lane]`, each two halves (sign at bit 15, magnitude at bit 0), zero outside
 /// the matrix.
@@ -26,6 +26,18 @@ impl Fragments {
     #[inline]
     pub fn half(&self, lane: usize, n: usize) -> u32 {
         self.0[n / 2][lane] >> (16 * (n % 2)) & 0xFFFF
+    }
+
+    /// The group row by row: 32 pairs of neighbouring halves each, the left one in the low 16 bits.
+    pub fn row_pairs(&self) -> [[u32; GROUP_COLS / 2]; STRIPE_ROWS] {
+        let mut rows = [[0; GROUP_COLS / 2]; STRIPE_ROWS];
+        for (register, lanes) in self.0.iter().enumerate() {
+            let (t, i) = (register / 4, register % 4);
+            for (lane, pair) in lanes.iter().enumerate() {
+                rows[lane / 4 + 8 * (i & 1)][lane % 4 * (LANE_COLS / 2) + 2 * t + (i >> 1)] = *pair;
+            }
+        }
+        rows
     }
 
     /// ORs `half` into a lane's `n`-th weight.

@@ -43,8 +43,9 @@ impl TileShape {
         let widest = (target / STRIPE_ROWS).min(2048);
         let pieces = cols.div_ceil(widest);
         let tile_cols = cols.div_ceil(pieces).next_multiple_of(GROUP_COLS);
-        let stripes = if row_access { 1 } else { (target / (STRIPE_ROWS * tile_cols)).max(1) };
-        let most = (MAX_TILE_CELLS / (STRIPE_ROWS * tile_cols)).max(1);
+        let stripe = STRIPE_ROWS * tile_cols;
+        let stripes = if row_access { 1 } else { ((target + stripe / 2) / stripe).max(1) };
+        let most = (MAX_TILE_CELLS / stripe).max(1);
         let tile_rows = STRIPE_ROWS * stripes.min(rows.div_ceil(STRIPE_ROWS)).min(most);
         Self { rows: tile_rows, cols: tile_cols }
     }

@@ -13,9 +13,21 @@ use crate::codec::{CompressedTensor, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
-/// Up to this many rows of `x` the fused path is taken unless told otherwise. On two AVX-512 cores the paths cross
-/// between 8 and 32 rows, depending on the shape (`codecllm bench`).
-pub const DEFAULT_FUSED_ROWS: usize = 12;
+/// Rows of `x` up to which the fused path is taken unless told otherwise.
+///
+/// Where the paths cross depends on how fast libtorch multiplies in the dtype (measured on two AVX-512 cores with
+/// `codecllm bench`): a further row costs the fused path 0.02 ns a weight, libtorch 0.08 in FP16, 0.025 in FP32 and 0.008
+/// in BF16, and decoding into scratch costs about 0.6 ns a weight once. In FP16 libtorch never catches up.
+pub fn default_fused_rows(kind: Kind) -> usize {
+    match kind {
+        Kind::Half => 1024,
+        Kind::BFloat16 => 16,
+        _ => 48,
+    }
+}
+
+/// Stands for [`default_fused_rows`].
+const BY_DTYPE: usize = usize::MAX - 1;
 
 /// Most bytes of a scratch buffer: a wider weight is decoded and multiplied in stripes of rows.
 const SCRATCH_BYTES: usize = 32 << 20;
@@ -73,7 +85,7 @@ impl CompressedLinear {
     }
 
     fn with(weight: Arc<CompressedWeight>, bias: Option<Bias>) -> Self {
-        Self { weight, bias, fused_rows: AtomicUsize::new(DEFAULT_FUSED_ROWS) }
+        Self { weight, bias, fused_rows: AtomicUsize::new(BY_DTYPE) }
     }
 
     /// `x` `[..., in_features]` in FP32, FP16 or BF16 to `[..., out_features]` in the same dtype.
@@ -96,7 +108,7 @@ impl CompressedLinear {
         }
         let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
         let batch = rows.size()[0] as usize;
-        let y = if batch <= self.fused_rows.load(Ordering::Relaxed) {
+        let y = if batch <= self.fused_rows(kind) {
             let y = self.weight.decode_with(|weight| fused_linear(weight, &rows))?;
             self.finish_fused(y, kind)?
         } else {
@@ -110,6 +122,13 @@ impl CompressedLinear {
             *last = out_features as i64;
         }
         y.f_reshape(&size).about(subject)
+    }
+
+    fn fused_rows(&self, kind: Kind) -> usize {
+        match self.fused_rows.load(Ordering::Relaxed) {
+            BY_DTYPE => default_fused_rows(kind),
+            rows => rows,
+        }
     }
 
     fn finish_fused(&self, y: Tensor, kind: Kind) -> Result<Tensor> {

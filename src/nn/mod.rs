@@ -9,7 +9,7 @@ mod dense;
 pub(crate) use bias::Bias;
 pub use compressed::DecodeCounters;
 pub use compressed_embedding::CompressedEmbedding;
-pub use compressed_linear::{CompressedLinear, DEFAULT_FUSED_ROWS};
+pub use compressed_linear::{default_fused_rows, CompressedLinear};
 pub use dense::{DenseEmbedding, DenseLinear};
 
 use tch::Tensor;

@@ -7,8 +7,7 @@ use super::parallel::parallel_for;
 use super::weight::{with_decoder, WeightRef};
 use crate::codec::{Fragments, TileSink};
 use crate::error::Result;
-use crate::rans::LANES;
-use crate::tile::{Group, GROUP_COLS, LANE_REGISTERS, STRIPE_ROWS};
+use crate::tile::{Group, GROUP_COLS};
 
 /// A half read as FP16 is the grid value times 2^-24.
 const HALF_TO_VALUE: f32 = 16_777_216.0;
@@ -110,9 +109,13 @@ struct RowMajorSink<'a, T> {
 
 impl<T: ScratchElement> TileSink for RowMajorSink<'_, T> {
     fn group(&mut self, group: &Group, fragments: &Fragments) {
-        let halves = row_major(fragments);
+        let mut halves = [f16::ZERO; GROUP_COLS];
         let mut values = [0f32; GROUP_COLS];
-        for (row, halves) in halves.iter().enumerate().take(group.rows) {
+        for (row, pairs) in fragments.row_pairs().iter().enumerate().take(group.rows) {
+            for (two, pair) in halves.chunks_exact_mut(2).zip(pairs) {
+                two[0] = f16::from_bits(*pair as u16);
+                two[1] = f16::from_bits((pair >> 16) as u16);
+            }
             halves.convert_to_f32_slice(&mut values);
             let scale = self.weight.scale(self.first_row + group.row + row);
             values.iter_mut().for_each(|value| *value = *value * HALF_TO_VALUE * scale);
@@ -125,20 +128,4 @@ impl<T: ScratchElement> TileSink for RowMajorSink<'_, T> {
         let at = row * self.weight.cols() + self.first_col + col;
         self.out[at] = T::round(f32::from(value) * self.weight.scale(self.first_row + row));
     }
-}
-
-/// A group's halves, row by row.
-fn row_major(fragments: &Fragments) -> [[f16; GROUP_COLS]; STRIPE_ROWS] {
-    let mut rows = [[f16::ZERO; GROUP_COLS]; STRIPE_ROWS];
-    for register in 0..LANE_REGISTERS {
-        let (t, i) = (register / 4, register % 4);
-        for lane in 0..LANES {
-            let pair = fragments.0[register][lane];
-            let col = lane % 4 * 16 + 4 * t + 2 * (i >> 1);
-            let row = &mut rows[lane / 4 + 8 * (i & 1)];
-            row[col] = f16::from_bits(pair as u16);
-            row[col + 1] = f16::from_bits((pair >> 16) as u16);
-        }
-    }
-    rows
 }
