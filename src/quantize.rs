@@ -153,15 +153,17 @@ fn round_up(value: f32) -> bf16 {
 /// Rounds every weight to the nearest grid value (ties to even).
 fn divide(weights: &[f32], cols: usize, scales: &[bf16]) -> Vec<i16> {
     let mut values = vec![0; weights.len()];
-    values.par_chunks_mut(cols).zip(weights.par_chunks(cols)).enumerate().for_each(|(row, (values, weights))| {
-        let scale = row_scale(scales, row);
-        if scale > 0.0 {
-            for (value, weight) in values.iter_mut().zip(weights) {
-                // The cast saturates; only a step of a subnormal scale could get there.
-                *value = ((weight / scale).round_ties_even() as i16).max(-MAX_MAGNITUDE);
+    values.par_chunks_mut(cols).zip(weights.par_chunks(cols)).enumerate().for_each(
+        |(row, (values, weights))| {
+            let scale = row_scale(scales, row);
+            if scale > 0.0 {
+                for (value, weight) in values.iter_mut().zip(weights) {
+                    // The cast saturates; only a step of a subnormal scale could get there.
+                    *value = ((weight / scale).round_ties_even() as i16).max(-MAX_MAGNITUDE);
+                }
             }
-        }
-    });
+        },
+    );
     values
 }
 

@@ -71,7 +71,9 @@ proptest! {
 fn extreme_shapes_round_trip() {
     for layout in [Layout::Fast, Layout::Small] {
         let options = EncodeOptions { layout, ..EncodeOptions::default() };
-        for shape in [[1, 1], [1, 5000], [5000, 1], [1_000_000, 1], [16, 64], [300, 300], [77, 288], [1408, 512]] {
+        for shape in
+            [[1, 1], [1, 5000], [5000, 1], [1_000_000, 1], [16, 64], [300, 300], [77, 288], [1408, 512]]
+        {
             let values = grid(0, shape[0] * shape[1], shape[1], 9.0, 5);
             check(&values, shape, options);
         }
@@ -111,7 +113,8 @@ fn any_thread_count_gives_the_same_bytes() {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            encode("w", &values, [700, 600], &[bf16::ONE], SourceDtype::F16, EncodeOptions::default()).unwrap()
+            encode("w", &values, [700, 600], &[bf16::ONE], SourceDtype::F16, EncodeOptions::default())
+                .unwrap()
         })
     };
     assert_eq!(run(1), run(3));

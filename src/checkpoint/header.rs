@@ -6,6 +6,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Metadata, SafeTensorError};
 
+use super::container::{check_version, checksum, HEADER_KEY, NO_CHECKSUM};
 use crate::error::{Error, Result};
 
 /// Bytes of the little-endian header length that a file starts with.
@@ -25,6 +26,7 @@ pub(super) fn read_header(file: &File, path: &Path) -> Result<(u64, Metadata)> {
     let text = std::str::from_utf8(&header)
         .map_err(|e| Error::corrupt(&*subject, "header is not UTF-8").with_source(e))?;
     let metadata: Metadata = serde_json::from_str(text).map_err(|e| header_error(&subject, e))?;
+    check_seal(&header, &metadata, &subject)?;
     let data_start = LENGTH_BYTES + header_bytes;
     check_coverage(&metadata, path, file_bytes - data_start)?;
     Ok((data_start, metadata))
@@ -118,7 +120,44 @@ pub(super) fn header_bytes(
     if json.len() as u64 > MAX_HEADER_BYTES {
         return Err(SafeTensorError::HeaderTooLarge);
     }
+    seal(&mut json);
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut json);
     Ok(bytes)
+}
+
+/// Where the digits of the header's own checksum are, if it has one.
+fn seal_position(json: &[u8]) -> Option<usize> {
+    let key = format!("\"{HEADER_KEY}\":\"");
+    let at = json.windows(key.len()).position(|window| window == key.as_bytes())? + key.len();
+    (at + NO_CHECKSUM.len() <= json.len()).then_some(at)
+}
+
+/// Fills in the checksum of a header that was written with zeros in its place.
+fn seal(json: &mut [u8]) {
+    if let Some(at) = seal_position(json) {
+        let digits = checksum(json);
+        json[at..at + digits.len()].copy_from_slice(digits.as_bytes());
+    }
+}
+
+/// Compares a header's checksum with the header. A file with metadata and compressed tensors must have one.
+fn check_seal(json: &[u8], metadata: &Metadata, subject: &str) -> Result<()> {
+    let Some(keys) = metadata.metadata() else { return Ok(()) };
+    check_version(keys, subject)?;
+    let Some(at) = seal_position(json) else {
+        let compressed = metadata.offset_keys().iter().any(|name| name.ends_with(".weight.payload"));
+        return match compressed {
+            true => Err(Error::corrupt(subject, "header has lost its checksum (file damaged?)")),
+            false => Ok(()),
+        };
+    };
+    let mut unsealed = json.to_vec();
+    let got = unsealed[at..at + NO_CHECKSUM.len()].to_vec();
+    unsealed[at..at + NO_CHECKSUM.len()].copy_from_slice(NO_CHECKSUM.as_bytes());
+    if got == checksum(&unsealed).as_bytes() {
+        Ok(())
+    } else {
+        Err(Error::corrupt(subject, "header fails its checksum (file damaged?)"))
+    }
 }

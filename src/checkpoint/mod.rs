@@ -3,12 +3,24 @@
 //! [`Reader`] trusts nothing it reads and loads one tensor at a time; [`Writer`] streams tensors out and lets
 //! the finished directory appear in one step; [`CheckpointWeights`] turns what a reader holds into layers.
 
+mod compress;
+mod container;
+mod decompress;
 mod header;
+mod inspect;
 mod reader;
+mod selection;
+mod stats;
+mod verify;
 mod weights;
 mod writer;
 
+pub use compress::{compress, CompressOptions, CompressReport, Progress, Target, TensorReport};
+pub use decompress::decompress;
+pub use inspect::{inspect, InspectReport, InspectTensor};
 pub use reader::{Reader, TensorInfo};
+pub use stats::{stats, CurvePoint, StatsReport, StatsTensor};
+pub use verify::{verify, VerifyReport};
 pub use weights::{CheckpointWeights, WeightSource};
 pub use writer::Writer;
 
@@ -16,3 +28,13 @@ pub use writer::Writer;
 const SINGLE_FILE: &str = "model.safetensors";
 /// Names the shard of every tensor of a sharded checkpoint.
 const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Whether the model directory `dir` holds compressed tensors.
+///
+/// # Errors
+/// What [`Reader::open`] reports.
+pub fn is_compressed(dir: impl AsRef<std::path::Path>) -> crate::error::Result<bool> {
+    let reader = Reader::open(dir)?;
+    let found = reader.names().any(|name| container::is_buffer(&reader, name));
+    Ok(found)
+}

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
+use super::container::{checksum, TENSOR_KEY};
 use super::header::read_header;
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::error::{Error, ErrorKind, Result, TorchContext};
@@ -191,7 +192,14 @@ impl Reader {
             let error = Error::io(path, e);
             let message = format!("needs {} bytes: {error}", data.len());
             Error::new(error.kind(), name, message).with_source(error)
-        })
+        })?;
+        match self.metadata.get(&format!("{TENSOR_KEY}{name}")) {
+            Some(wanted) if *wanted != checksum(data) => Err(Error::corrupt(
+                name,
+                format!("checksum {}, wanted {wanted} (file damaged?)", checksum(data)),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

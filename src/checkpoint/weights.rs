@@ -2,9 +2,10 @@
 
 use tch::{nn, Kind, Tensor};
 
+use super::container::{holds_compressed, read_buffer_tensors};
 use super::Reader;
 use crate::error::{Error, Result, TorchContext};
-use crate::nn::{DenseEmbedding, DenseLinear, Embedding, Linear};
+use crate::nn::{CompressedEmbedding, CompressedLinear, DenseEmbedding, DenseLinear, Embedding, Linear};
 
 /// Where a model's weights come from. The VarStore path of a layer is its tensor path without `.weight`.
 pub trait WeightSource {
@@ -70,6 +71,33 @@ impl<'a> CheckpointWeights<'a> {
         Ok(())
     }
 
+    fn compressed_linear(
+        &self,
+        vs: &nn::Path<'_>,
+        path: &str,
+        shape: [usize; 2],
+        bias: bool,
+    ) -> Result<CompressedLinear> {
+        let name = tensor_path(vs, "bias");
+        let bias = match (bias, self.reader.info(&name)) {
+            (true, None) => return Err(Error::corrupt(name, "missing, config.json says there is a bias")),
+            (true, Some(_)) => Some(self.reader.read(&name)?),
+            (false, _) => self.bias(vs, shape, false)?,
+        };
+        let buffers = read_buffer_tensors(self.reader, path)?;
+        let linear = CompressedLinear::from_tensors(vs, buffers, bias)?;
+        self.check_compressed(path, linear.shape(), shape)?;
+        Ok(linear)
+    }
+
+    fn check_compressed(&self, path: &str, got: [usize; 2], wanted: [usize; 2]) -> Result<()> {
+        if got == wanted {
+            return Ok(());
+        }
+        let dir = self.reader.dir().display();
+        Err(Error::corrupt(path, format!("has shape {got:?}, wanted {wanted:?} from config.json of {dir}")))
+    }
+
     fn bias(&self, vs: &nn::Path<'_>, shape: [usize; 2], wanted: bool) -> Result<Option<Tensor>> {
         let name = tensor_path(vs, "bias");
         if wanted {
@@ -86,12 +114,23 @@ impl<'a> CheckpointWeights<'a> {
 
 impl WeightSource for CheckpointWeights<'_> {
     fn linear(&self, vs: &nn::Path<'_>, shape: [usize; 2], bias: bool) -> Result<Linear> {
+        let path = tensor_path(vs, "weight");
+        if holds_compressed(self.reader, &path) {
+            return self.compressed_linear(vs, &path, shape, bias).map(Linear::Compressed);
+        }
         let weight = self.register(vs, "weight", &shape)?;
         let bias = self.bias(vs, shape, bias)?;
         Ok(Linear::Dense(DenseLinear::new(tensor_path(vs, "weight"), weight, bias)?))
     }
 
     fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding> {
+        let path = tensor_path(vs, "weight");
+        if holds_compressed(self.reader, &path) {
+            let buffers = read_buffer_tensors(self.reader, &path)?;
+            let embedding = CompressedEmbedding::from_tensors(vs, buffers, self.kind)?;
+            self.check_compressed(&path, embedding.shape(), shape)?;
+            return Ok(Embedding::Compressed(embedding));
+        }
         let weight = self.register(vs, "weight", &shape)?;
         Ok(Embedding::Dense(DenseEmbedding::new(tensor_path(vs, "weight"), weight)?))
     }

@@ -55,8 +55,8 @@ pub(super) struct WordBuffer(Vec<u8>);
 impl WordBuffer {
     fn fill(&mut self, job: &TileJob) {
         // A step takes at most one word, so no lane gets further than this past where it starts.
-        let steps = job.tile.stripes() * job.tile.groups_across() * LANE_WEIGHTS
-            / job.layout.weights_per_symbol();
+        let steps =
+            job.tile.stripes() * job.tile.groups_across() * LANE_WEIGHTS / job.layout.weights_per_symbol();
         self.0.clear();
         self.0.extend_from_slice(job.sections.words);
         self.0.resize(job.sections.words.len() + 2 * steps + WINDOW_SLACK_BYTES, 0);

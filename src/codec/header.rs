@@ -74,10 +74,9 @@ impl Layout {
     /// The symbol of up to four halves with `magnitude_bits` raw bits each.
     pub(crate) fn symbol(self, halves: &[u32], magnitude_bits: u32) -> u8 {
         match self {
-            Self::Fast => halves
-                .iter()
-                .enumerate()
-                .fold(0, |symbol, (index, half)| symbol | ((half >> magnitude_bits & 3) << (2 * index)) as u8),
+            Self::Fast => halves.iter().enumerate().fold(0, |symbol, (index, half)| {
+                symbol | ((half >> magnitude_bits & 3) << (2 * index)) as u8
+            }),
             Self::Small => halves
                 .first()
                 .map_or(0, |half| (half >> magnitude_bits & 0x7F) as u8 | (half >> 8 & 0x80) as u8),

@@ -16,12 +16,12 @@ mod tile_payload;
 
 pub use buffers::{Buffers, View, BUFFER_NAMES};
 pub use decode::{decode_grid, DecodeTables, Level, TileDecoder, TileSink};
-pub use fragments::Fragments;
 pub use encode::{encode, EncodeOptions};
+pub use fragments::Fragments;
 pub use header::{Header, Layout, ScaleGranularity, SourceDtype, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 pub use plan::TileShape;
 pub use reference::decode_grid_reference;
-pub use step::{solve_exponent, RateSample, StepRule};
+pub use step::{solve_exponent, RateSample, StepRule, BUDGET_RANGE};
 pub use tensor::{decompress, grid_entropy, CompressedTensor, Matrix, TensorStats};
 pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};
 

@@ -52,6 +52,20 @@ pub struct TensorStats {
     pub distortion: Distortion,
 }
 
+impl TensorStats {
+    /// No weights.
+    pub(crate) const EMPTY: Self = Self {
+        weights: 0,
+        original_bytes: 0,
+        compressed_bytes: 0,
+        bits_per_weight: 0.0,
+        grid_entropy_bits: 0.0,
+        snr_db: 0.0,
+        max_error: 0.0,
+        distortion: Distortion { signal: 0.0, noise: 0.0, max_error: 0.0 },
+    };
+}
+
 impl CompressedTensor {
     /// Quantizes and encodes `weight`, a matrix in FP32, FP16 or BF16. `tensor_path` is its full name.
     ///
@@ -120,7 +134,8 @@ pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
     let scales = view.scales();
     let cols = view.header.grid.cols();
     let mut weights = vec![0f32; values.len()];
-    for (row, (weights, values)) in weights.chunks_exact_mut(cols).zip(values.chunks_exact(cols)).enumerate() {
+    for (row, (weights, values)) in weights.chunks_exact_mut(cols).zip(values.chunks_exact(cols)).enumerate()
+    {
         let scale = scales.get(row).or(scales.first()).copied().unwrap_or_default();
         dequantize_row(values, scale, weights);
     }

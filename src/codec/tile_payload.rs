@@ -85,11 +85,8 @@ impl TileHeader {
             wide_escapes: flag(FLAG_WIDE_ESCAPES),
             escapes: u16::from_le_bytes([e, f]),
         };
-        let most = if parsed.has_symbols() {
-            header.layout.max_raw_magnitude_bits()
-        } else {
-            MAX_RAW_BITS - 1
-        };
+        let most =
+            if parsed.has_symbols() { header.layout.max_raw_magnitude_bits() } else { MAX_RAW_BITS - 1 };
         if flag(1 << 7) || parsed.raw_magnitude_bits > most {
             return Err(Error::corrupt(
                 subject,
@@ -169,7 +166,12 @@ impl<'a> TileSections<'a> {
         if rest.len() >= PAYLOAD_ALIGN_BYTES {
             return Err(Error::corrupt(
                 subject,
-                format!("the tile at row {}, column {} has {} bytes too many", tile.row, tile.col, rest.len()),
+                format!(
+                    "the tile at row {}, column {} has {} bytes too many",
+                    tile.row,
+                    tile.col,
+                    rest.len()
+                ),
             ));
         }
         let sections =

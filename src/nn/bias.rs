@@ -34,6 +34,11 @@ impl Bias {
 
     /// The buffer of a float bias `[out_features]`.
     pub fn to_bytes(bias: &Tensor) -> Result<Tensor> {
+        Tensor::f_from_slice(&Self::byte_vec(bias)?).about("bias")
+    }
+
+    /// The bytes of that buffer.
+    pub fn byte_vec(bias: &Tensor) -> Result<Vec<u8>> {
         let dtype = SourceDtype::of_kind(bias.kind(), "bias")?;
         let raw = raw_bytes(&bias.f_to_device(Device::Cpu).about("bias")?)?;
         let mut rest = vec![0; 8];
@@ -41,12 +46,13 @@ impl Bias {
         rest.extend(raw);
         let mut bytes = xxh3_64(&rest).to_le_bytes().to_vec();
         bytes.extend(rest);
-        Tensor::f_from_slice(&bytes).about("bias")
+        Ok(bytes)
     }
 
     /// The bias that a container's buffer holds, in its own dtype. `path` is its full name.
     pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Tensor> {
-        let Some((checksum, rest)) = bytes.split_first_chunk::<8>().filter(|(_, rest)| rest.len() >= 8) else {
+        let Some((checksum, rest)) = bytes.split_first_chunk::<8>().filter(|(_, rest)| rest.len() >= 8)
+        else {
             return Err(Error::truncated(
                 path,
                 format!("bias has {} bytes, wanted at least {PREFIX_BYTES}", bytes.len()),

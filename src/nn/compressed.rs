@@ -76,7 +76,11 @@ impl CompressedWeight {
             if buffer.kind() != Kind::Uint8 || buffer.dim() != 1 {
                 return Err(Error::invalid(
                     path.path(name),
-                    format!("buffer is {:?} {:?}, wanted bytes (Uint8) in one dimension", buffer.kind(), buffer.size()),
+                    format!(
+                        "buffer is {:?} {:?}, wanted bytes (Uint8) in one dimension",
+                        buffer.kind(),
+                        buffer.size()
+                    ),
                 ));
             }
         }
@@ -199,7 +203,10 @@ impl CompressedWeight {
             if buffer.device() != Device::Cpu {
                 return Err(Error::unsupported(
                     &*self.tensor_path,
-                    format!("weight is on {:?}, this version decodes on the CPU only (move it back)", buffer.device()),
+                    format!(
+                        "weight is on {:?}, this version decodes on the CPU only (move it back)",
+                        buffer.device()
+                    ),
                 ));
             }
             if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {

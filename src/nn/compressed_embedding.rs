@@ -71,8 +71,7 @@ impl CompressedEmbedding {
         let out = Tensor::f_empty([(count * hidden) as i64], (self.kind, tch::Device::Cpu)).about(subject)?;
         // SAFETY: a fresh contiguous tensor of T's dtype with this many elements, not shared yet; every element is
         // written below before it is read.
-        let elements =
-            unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), count * hidden) };
+        let elements = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), count * hidden) };
         self.weight.with_ref(|weight| gather_rows(weight, &indices, elements))?;
         let size: Vec<i64> = ids.size().into_iter().chain([hidden as i64]).collect();
         out.f_reshape(&size).about(subject)

@@ -7,7 +7,6 @@ mod compressed_linear;
 mod dense;
 
 pub(crate) use bias::Bias;
-pub(crate) use compressed::{check_new, path_of};
 pub use compressed::DecodeCounters;
 pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{CompressedLinear, DEFAULT_FUSED_ROWS};

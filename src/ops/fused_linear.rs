@@ -36,9 +36,7 @@ pub(crate) fn fused_linear(weight: &WeightRef, x: &Tensor) -> Result<Tensor> {
         let mut sink = FusedSink::new(&activations);
         bands.into_iter().try_for_each(|band| multiply_band(weight, &mut sink, band, &output))
     })?;
-    Tensor::f_from_slice(&y)
-        .and_then(|y| y.f_reshape([batch as i64, grid.rows() as i64]))
-        .about(&subject)
+    Tensor::f_from_slice(&y).and_then(|y| y.f_reshape([batch as i64, grid.rows() as i64])).about(&subject)
 }
 
 /// Where the bands write: each its own rows.

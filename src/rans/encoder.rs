@@ -39,9 +39,8 @@ impl LaneEncoder {
             self.words.push(self.state as u16);
             self.state >>= WORD_BITS;
         }
-        self.state = ((self.state / frequency) << table.scale_bits())
-            + self.state % frequency
-            + table.start(symbol);
+        self.state =
+            ((self.state / frequency) << table.scale_bits()) + self.state % frequency + table.start(symbol);
     }
 
     /// The state to start decoding from and the words in the order that the decoder reads them.

@@ -161,8 +161,7 @@ fn settle_sum(frequencies: &mut [u16; SYMBOLS], counts: &[u64; SYMBOLS], scale_b
     while sum != target {
         let up = sum < target;
         // A symbol that is counted must stay at 1 or more; one that is not may take what nobody else can.
-        let movable =
-            |symbol: usize| if up { frequencies[symbol] < cap } else { frequencies[symbol] > 1 };
+        let movable = |symbol: usize| if up { frequencies[symbol] < cap } else { frequencies[symbol] > 1 };
         let cost = |symbol: usize| {
             let from = f64::from(frequencies[symbol]);
             let to = if up { from + 1.0 } else { from - 1.0 };
@@ -171,8 +170,7 @@ fn settle_sum(frequencies: &mut [u16; SYMBOLS], counts: &[u64; SYMBOLS], scale_b
                 (count, _) => count as f64 * (from.log2() - to.log2()),
             }
         };
-        let Some(best) =
-            (0..SYMBOLS).filter(|&s| movable(s)).min_by(|&a, &b| cost(a).total_cmp(&cost(b)))
+        let Some(best) = (0..SYMBOLS).filter(|&s| movable(s)).min_by(|&a, &b| cost(a).total_cmp(&cost(b)))
         else {
             // Unreachable while `cap * 256 >= 1 << scale_bits` and at most `1 << scale_bits` symbols count.
             return;

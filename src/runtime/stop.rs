@@ -79,8 +79,10 @@ impl StopStrings {
     /// Adds text; returns what can be shown, and the stop string if one came up (nothing follows it).
     pub fn push(&mut self, text: &str) -> (String, Option<String>) {
         self.held.push_str(text);
-        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min();
-        if let Some((at, stop)) = found {
+        // The stop string that is complete first, whatever pieces the text comes in.
+        let place = |stop: &'_ String| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at));
+        let found = self.stops.iter().filter_map(|stop| place(stop).map(|place| (place, stop))).min();
+        if let Some(((_, at), stop)) = found {
             let stop = stop.clone();
             self.held.truncate(at);
             return (self.finish(), Some(stop));

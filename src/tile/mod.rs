@@ -140,12 +140,7 @@ impl Tile {
         (0..self.stripes() * across).map(move |index| {
             let row = index / across * STRIPE_ROWS;
             let col = index % across * GROUP_COLS;
-            Group {
-                row,
-                col,
-                rows: STRIPE_ROWS.min(self.rows - row),
-                cols: GROUP_COLS.min(self.cols - col),
-            }
+            Group { row, col, rows: STRIPE_ROWS.min(self.rows - row), cols: GROUP_COLS.min(self.cols - col) }
         })
     }
 }
@@ -241,8 +236,7 @@ mod tests {
                         let mut owned = 0;
                         for n in 0..LANE_WEIGHTS {
                             if let Some((row, col)) = group.weight(lane, n) {
-                                owners
-                                    [(tile.row + group.row + row) * cols + tile.col + group.col + col] += 1;
+                                owners[(tile.row + group.row + row) * cols + tile.col + group.col + col] += 1;
                                 owned += 1;
                             }
                         }
@@ -259,9 +253,14 @@ mod tests {
 
     #[test]
     fn shapes_without_weights_and_impossible_tiles_are_errors() {
-        for (rows, cols, tile_rows, tile_cols) in
-            [(0, 5, 16, 64), (5, 0, 16, 64), (5, 5, 15, 64), (5, 5, 16, 63), (5, 5, 0, 64), (5, 5, 1 << 20, 64)]
-        {
+        for (rows, cols, tile_rows, tile_cols) in [
+            (0, 5, 16, 64),
+            (5, 0, 16, 64),
+            (5, 5, 15, 64),
+            (5, 5, 16, 63),
+            (5, 5, 0, 64),
+            (5, 5, 1 << 20, 64),
+        ] {
             assert!(TileGrid::new(rows, cols, tile_rows, tile_cols, "t").is_err());
         }
     }

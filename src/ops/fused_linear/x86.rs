@@ -2,9 +2,9 @@
 //! fused multiply-adds, so the answers agree bit for bit.
 
 use std::arch::x86_64::{
-    _mm256_castps_pd, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps,
+    _mm256_castps_pd, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_load_ps, _mm256_load_si256, _mm256_loadu_ps,
     _mm256_store_ps, _mm512_broadcast_f64x4, _mm512_castpd_ps, _mm512_cvtph_ps, _mm512_fmadd_ps,
-    _mm512_load_ps, _mm512_store_ps, _mm256_load_si256, _mm_load_si128,
+    _mm512_load_ps, _mm512_store_ps, _mm_load_si128,
 };
 
 use super::{GroupFloats, Multiply, StripeSums};

@@ -1,0 +1,334 @@
+//! A model directory to a compressed one, tensor by tensor.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::container::{checksum, is_buffer, CHOICE_KEY, HEADER_KEY, NO_CHECKSUM, TENSOR_KEY, VERSION_KEY};
+use super::selection::{select, EMBEDDING};
+use super::{Reader, Writer, INDEX_FILE};
+use crate::codec::{
+    solve_exponent, CompressedTensor, EncodeOptions, Layout, Matrix, RateSample, StepRule, TensorStats,
+    BUDGET_RANGE, FORMAT_VERSION,
+};
+use crate::error::{Error, Result};
+use crate::nn::Bias;
+use crate::quantize::Distortion;
+
+/// How far the size may be from a budget before the steps are corrected and everything is encoded again, bits a weight.
+const BUDGET_TOLERANCE: f64 = 0.02;
+/// Corrections before the last result is taken as it is.
+const BUDGET_ATTEMPTS: usize = 3;
+
+/// What size or quality to aim for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// One step per output row, its largest magnitude over 127.
+    Int8,
+    /// This many bits a weight for the whole model, 2.5 to 8.5, everything counted.
+    Bits(f64),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Int8 => write!(f, "int8"),
+            Self::Bits(bits) => write!(f, "bits {bits}"),
+        }
+    }
+}
+
+/// How to compress a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompressOptions {
+    /// Size or quality to aim for.
+    pub target: Target,
+    /// Layout of the compressed weights.
+    pub layout: Layout,
+    /// Globs over tensor paths: compress only what one of them matches. Empty: every matrix.
+    pub include: Vec<String>,
+    /// Globs over tensor paths: leave these as they are.
+    pub exclude: Vec<String>,
+}
+
+impl Default for CompressOptions {
+    fn default() -> Self {
+        Self { target: Target::Int8, layout: Layout::Fast, include: Vec::new(), exclude: Vec::new() }
+    }
+}
+
+/// How far a long job is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// `measure`, `compress`, `verify` or `decompress`.
+    pub stage: &'a str,
+    /// The tensor that was just finished.
+    pub tensor_path: &'a str,
+    /// Bytes of the source that are done in this stage.
+    pub done_bytes: u64,
+    /// Bytes of the source in this stage.
+    pub total_bytes: u64,
+}
+
+/// One compressed tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorReport {
+    /// Full name.
+    pub tensor_path: String,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// What compression made of it.
+    #[serde(flatten)]
+    pub stats: TensorStats,
+}
+
+/// A compressed model.
+#[derive(Clone, Debug, Serialize)]
+pub struct CompressReport {
+    /// Parameters of the model, also those stored as they are.
+    pub weights: u64,
+    /// Bytes of the source's tensors.
+    pub original_bytes: u64,
+    /// Bytes of the safetensors files written, everything counted.
+    pub compressed_bytes: u64,
+    /// `8 * compressed_bytes / weights`.
+    pub bits_per_weight: f64,
+    /// `original_bytes / compressed_bytes`.
+    pub ratio: f64,
+    /// Order-0 entropy of the grids, bits a compressed weight.
+    pub grid_entropy_bits: f64,
+    /// Signal-to-noise ratio over all compressed tensors, dB.
+    pub snr_db: f64,
+    /// Largest absolute error.
+    pub max_error: f64,
+    /// The compressed tensors.
+    pub tensors: Vec<TensorReport>,
+    /// Tensors stored as they are.
+    pub kept: Vec<String>,
+}
+
+/// Compresses the model directory `dir` into the new directory `out`.
+///
+/// `out` appears when it is complete. Peak memory is a small multiple of the largest tensor.
+///
+/// # Errors
+/// What [`Reader`] and [`Writer`] report; `InvalidArgument` for a source that is compressed already, a pattern that
+/// matches nothing, a budget outside 2.5 to 8.5 bits, or a weight that is not finite (by tensor path and element).
+pub fn compress(
+    dir: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &CompressOptions,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<CompressReport> {
+    if let Target::Bits(bits) = options.target {
+        if !BUDGET_RANGE.contains(&bits) {
+            return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")));
+        }
+    }
+    let reader = Reader::open(dir)?;
+    refuse_compressed(&reader)?;
+    let selected = select(&reader, &options.include, &options.exclude)?;
+    let job = Job { reader: &reader, selected: &selected, options };
+    let Target::Bits(bits) = options.target else {
+        let written = job.write(out.as_ref(), |_| Ok(StepRule::RowAbsmax), progress, |_| true)?;
+        return written.ok_or_else(|| Error::invalid("--preset", "was not written"));
+    };
+    // Fail before the long work, not after.
+    drop(Writer::create(out.as_ref())?);
+    let samples = job.samples(progress)?;
+    let mut aim = bits;
+    for attempt in 1..=BUDGET_ATTEMPTS {
+        let exponent = solve_exponent(&samples, job.other_bytes(), aim)?;
+        let step = |path: &str| {
+            samples
+                .iter()
+                .find(|sample| sample.tensor_path() == path)
+                .map(|sample| StepRule::Step(sample.step(exponent)))
+                .ok_or_else(|| Error::invalid(path, "was not measured"))
+        };
+        let mut got = bits;
+        let accept = |reached: f64| {
+            got = reached;
+            attempt >= BUDGET_ATTEMPTS || (reached - bits).abs() <= BUDGET_TOLERANCE
+        };
+        if let Some(report) = job.write(out.as_ref(), step, progress, accept)? {
+            return Ok(report);
+        }
+        aim += bits - got;
+    }
+    Err(Error::invalid("--bits", "was not met"))
+}
+
+fn refuse_compressed(reader: &Reader) -> Result<()> {
+    match reader.names().find(|name| is_buffer(reader, name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::invalid(
+            name,
+            format!("{} is compressed already; decompress it first", reader.dir().display()),
+        )),
+    }
+}
+
+/// One compression: what from, and how.
+struct Job<'a> {
+    reader: &'a Reader,
+    selected: &'a HashSet<String>,
+    options: &'a CompressOptions,
+}
+
+impl Job<'_> {
+    fn encode_options(&self, path: &str) -> EncodeOptions {
+        EncodeOptions { layout: self.options.layout, row_access: path == EMBEDDING, allow_left: true }
+    }
+
+    fn matrix(&self, path: &str) -> Result<Matrix> {
+        Matrix::of(path, &self.reader.read(path)?)
+    }
+
+    fn bytes_of(&self, path: &str) -> u64 {
+        self.reader.info(path).map_or(0, |info| info.bytes as u64)
+    }
+
+    fn selected_in_order(&self) -> impl Iterator<Item = &str> {
+        self.reader.names().filter(|name| self.selected.contains(*name))
+    }
+
+    /// Samples of all selected matrices.
+    fn samples(&self, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<RateSample>> {
+        let total_bytes = self.selected_in_order().map(|path| self.bytes_of(path)).sum();
+        let mut done_bytes = 0;
+        let mut samples = Vec::new();
+        for path in self.selected_in_order() {
+            samples.push(RateSample::new(path, &self.matrix(path)?, self.encode_options(path))?);
+            done_bytes += self.bytes_of(path);
+            progress(Progress { stage: "measure", tensor_path: path, done_bytes, total_bytes });
+        }
+        Ok(samples)
+    }
+
+    /// Bytes of the output that no step changes: tensors stored as they are and, roughly, the file's header.
+    fn other_bytes(&self) -> usize {
+        self.reader
+            .names()
+            .map(|name| match self.selected.contains(name) {
+                // Five entries of about 60 bytes and the name.
+                true => 5 * (name.len() + 60),
+                false => self.bytes_of(name) as usize + 2 * name.len() + 110,
+            })
+            .sum()
+    }
+
+    /// Writes the output, or nothing (`None`) if `accept` refuses the bits a weight that were reached.
+    fn write(
+        &self,
+        out: &Path,
+        rule: impl Fn(&str) -> Result<StepRule>,
+        progress: &mut dyn FnMut(Progress<'_>),
+        accept: impl FnOnce(f64) -> bool,
+    ) -> Result<Option<CompressReport>> {
+        let mut writer = Writer::create(out)?;
+        writer.metadata("format", "pt");
+        writer.metadata(VERSION_KEY, FORMAT_VERSION.to_string());
+        writer.metadata(CHOICE_KEY, self.options.target.to_string());
+        writer.metadata(HEADER_KEY, NO_CHECKSUM);
+        copy_other_files(self.reader.dir(), &mut writer)?;
+        let total_bytes = self.reader.names().map(|name| self.bytes_of(name)).sum();
+        let mut done_bytes = 0;
+        let (mut tensors, mut kept) = (Vec::new(), Vec::new());
+        for path in self.reader.names() {
+            if self.selected.contains(path) {
+                tensors.push(self.compress_tensor(path, rule(path)?, &mut writer)?);
+            } else {
+                self.keep_tensor(path, &mut writer)?;
+                kept.push(path.to_owned());
+            }
+            done_bytes += self.bytes_of(path);
+            progress(Progress { stage: "compress", tensor_path: path, done_bytes, total_bytes });
+        }
+        let weights = self.weights();
+        let coded: u64 =
+            tensors.iter().map(|tensor: &TensorReport| tensor.stats.compressed_bytes as u64).sum();
+        let reached = 8.0 * (coded as f64 + self.other_bytes() as f64) / weights.max(1) as f64;
+        if !accept(reached) {
+            return Ok(None);
+        }
+        let compressed_bytes = writer.finish()?;
+        Ok(Some(summarize(weights, total_bytes, compressed_bytes, tensors, kept)))
+    }
+
+    fn weights(&self) -> u64 {
+        let count = |name| self.reader.info(name).map_or(0, |info| info.shape.iter().product::<usize>());
+        self.reader.names().map(|name| count(name) as u64).sum()
+    }
+
+    fn compress_tensor(&self, path: &str, rule: StepRule, writer: &mut Writer) -> Result<TensorReport> {
+        let matrix = self.matrix(path)?;
+        let quantized = rule.quantize(&matrix.weights, matrix.shape[1], path)?;
+        let compressed = CompressedTensor::encode(path, &matrix, &quantized, self.encode_options(path))?;
+        for (name, bytes) in compressed.buffers().iter() {
+            writer.add(&format!("{path}.{name}"), safetensors::Dtype::U8, &[bytes.len()], bytes)?;
+        }
+        Ok(TensorReport { tensor_path: path.to_owned(), shape: matrix.shape, stats: *compressed.stats() })
+    }
+
+    /// Copies a tensor as it is; the bias of a compressed linear becomes its byte buffer.
+    fn keep_tensor(&self, path: &str, writer: &mut Writer) -> Result<()> {
+        let Some(info) = self.reader.info(path) else {
+            return Err(Error::invalid(path, "no such tensor"));
+        };
+        let of_compressed = path
+            .strip_suffix(".bias")
+            .is_some_and(|layer| self.selected.contains(&format!("{layer}.weight")));
+        if of_compressed {
+            let bytes = Bias::byte_vec(&self.reader.read(path)?)?;
+            return writer.add(path, safetensors::Dtype::U8, &[bytes.len()], &bytes);
+        }
+        let bytes = self.reader.read_bytes(path)?;
+        writer.metadata(format!("{TENSOR_KEY}{path}"), checksum(&bytes));
+        writer.add(path, info.dtype, &info.shape, &bytes)
+    }
+}
+
+/// Everything in the directory that is not a tensor file: config, tokenizer, templates, licenses.
+pub(super) fn copy_other_files(dir: &Path, writer: &mut Writer) -> Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(|e| Error::io(dir, e)))
+        .collect::<Result<_>>()?;
+    files.sort();
+    for file in files.iter().filter(|file| file.is_file()) {
+        let is_tensors = file.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "pt");
+        let is_index = file.file_name().is_some_and(|name| name == INDEX_FILE);
+        if !is_tensors && !is_index {
+            writer.copy_file(file)?;
+        }
+    }
+    Ok(())
+}
+
+fn summarize(
+    weights: u64,
+    original_bytes: u64,
+    compressed_bytes: u64,
+    tensors: Vec<TensorReport>,
+    kept: Vec<String>,
+) -> CompressReport {
+    let coded: f64 = tensors.iter().map(|tensor| tensor.stats.weights as f64).sum();
+    let entropy: f64 =
+        tensors.iter().map(|tensor| tensor.stats.grid_entropy_bits * tensor.stats.weights as f64).sum();
+    let distortion =
+        tensors.iter().map(|tensor| tensor.stats.distortion).fold(Distortion::default(), Distortion::with);
+    CompressReport {
+        weights,
+        original_bytes,
+        compressed_bytes,
+        bits_per_weight: 8.0 * compressed_bytes as f64 / weights.max(1) as f64,
+        ratio: original_bytes as f64 / compressed_bytes.max(1) as f64,
+        grid_entropy_bits: entropy / coded.max(1.0),
+        snr_db: distortion.snr_db(),
+        max_error: distortion.max_error,
+        tensors,
+        kept,
+    }
+}
