@@ -1,5 +1,6 @@
 //! Arguments in, a verb's run, an exit code out: 0 done, 1 failed, 2 bad arguments.
 
+mod bench;
 mod chat;
 mod compress;
 mod decompress;
@@ -7,9 +8,11 @@ mod generate;
 mod inspect;
 mod model;
 mod output;
+mod parity;
 mod progress;
 mod selection;
 mod stats;
+mod steps;
 mod verify;
 
 use std::io::Write;
@@ -27,6 +30,7 @@ Examples:
   codecllm compress MODEL_DIR -o OUT --bits 5.3        5.3 bits a weight, everything counted
   codecllm verify OUT --against MODEL_DIR              checksums, and the error against the original
   codecllm generate OUT --prompt 'Why is the sky blue?'
+  codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
   codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
 
 Exit codes: 0 done, 1 failed (a checkpoint that does not verify included), 2 bad arguments.
@@ -57,6 +61,8 @@ enum Verb {
     Verify(verify::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Parity(parity::Args),
+    Bench(bench::Args),
 }
 
 impl Verb {
@@ -69,6 +75,8 @@ impl Verb {
             Self::Verify(args) => verify::run(args, output),
             Self::Generate(args) => generate::run(args, output),
             Self::Chat(args) => chat::run(args, output),
+            Self::Parity(args) => parity::run(args, output),
+            Self::Bench(args) => bench::run(args, output),
         }
     }
 }

@@ -34,7 +34,7 @@ enum DeviceArg {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum DtypeArg {
+pub(crate) enum DtypeArg {
     #[default]
     Fp16,
     Bf16,
@@ -46,7 +46,7 @@ impl ModelArgs {
     pub(crate) fn open(&self, output: &Output) -> Result<Generator> {
         let options = LoadOptions {
             device: self.device()?,
-            kind: self.kind(),
+            kind: self.dtype.kind(),
             context: self.context,
             threads: None, // set for the whole process already
         };
@@ -62,12 +62,14 @@ impl ModelArgs {
             }
         }
     }
+}
 
-    fn kind(&self) -> Kind {
-        match self.dtype {
-            DtypeArg::Fp16 => Kind::Half,
-            DtypeArg::Bf16 => Kind::BFloat16,
-            DtypeArg::Fp32 => Kind::Float,
+impl DtypeArg {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Fp16 => Kind::Half,
+            Self::Bf16 => Kind::BFloat16,
+            Self::Fp32 => Kind::Float,
         }
     }
 }
@@ -130,7 +132,7 @@ pub(crate) fn answer(
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&count| count >= 1).ok_or_else(|| "wanted a number, 1 or more".to_owned())
 }
 

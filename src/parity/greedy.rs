@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
+use super::report::Options;
 use super::text::first_difference;
 use crate::error::Result;
-use crate::runtime::{GenerateOptions, Generation, Generator, Prompt};
+use crate::runtime::{GenerateOptions, Generator, Message, Prompt};
 
 /// How long the greedy answers to one prompt agree.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -21,14 +22,14 @@ pub struct GreedyAgreement {
     pub agrees: bool,
 }
 
-/// Lets both models continue `prompt` greedily by `new_tokens`, or fewer where they stop.
+/// Lets both models answer `prompt` greedily, by the options' new tokens or fewer where they stop.
 pub(super) fn greedy(
     [reference, compressed]: [&Generator; 2],
     prompt: &str,
-    new_tokens: usize,
+    options: &Options,
 ) -> Result<GreedyAgreement> {
-    let wanted = answer(reference, prompt, new_tokens)?;
-    let got = answer(compressed, prompt, new_tokens)?;
+    let wanted = answer(reference, prompt, options)?;
+    let got = answer(compressed, prompt, options)?;
     let difference = first_difference(&wanted, &got);
     Ok(GreedyAgreement {
         prompt: prompt.to_owned(),
@@ -38,9 +39,13 @@ pub(super) fn greedy(
     })
 }
 
-fn answer(generator: &Generator, prompt: &str, max_new_tokens: usize) -> Result<Vec<u32>> {
-    let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
-    let prompts = [Prompt::Text(prompt.to_owned())];
-    let answers = generator.generate(&prompts, &options, &mut |_| ControlFlow::Continue(()))?;
-    Ok(answers.into_iter().next().map_or_else(Vec::new, |Generation { token_ids, .. }| token_ids))
+fn answer(generator: &Generator, prompt: &str, options: &Options) -> Result<Vec<u32>> {
+    let prompt = if options.raw || generator.chat().is_none() {
+        Prompt::Text(prompt.to_owned())
+    } else {
+        Prompt::Chat(vec![Message::new("user", prompt)])
+    };
+    let options = GenerateOptions { max_new_tokens: options.new_tokens, ..GenerateOptions::default() };
+    let mut answers = generator.generate(&[prompt], &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok(answers.pop().map(|answer| answer.token_ids).unwrap_or_default())
 }

@@ -36,7 +36,8 @@ pub(super) fn layer_errors(reference: &Model, compressed: &Model, window: &[i64]
 /// where it rises most. `None` where nothing differs.
 pub fn first_wrong(errors: &[LayerError]) -> Option<&LayerError> {
     let before = std::iter::once(0.0).chain(errors.iter().map(|error| error.relative_error));
-    let rises: Vec<f64> = errors.iter().zip(before).map(|(error, before)| error.relative_error - before).collect();
+    let rises: Vec<f64> =
+        errors.iter().zip(before).map(|(error, before)| error.relative_error - before).collect();
     let most = rises.iter().copied().fold(0.0, f64::max);
     let index = rises.iter().position(|&rise| rise >= 0.5 * most)?;
     errors.get(index).filter(|_| most > 0.0)
@@ -52,7 +53,7 @@ fn hidden_states(model: &Model, window: &[i64]) -> Result<Vec<Tensor>> {
         Ok(hidden) => states.push(hidden),
         Err(error) => failed = Some(error),
     };
-    model.llama().forward_observed(&ids, &mut cache, LogitsOf::Last, &mut keep)?;
+    let _logits = model.llama().forward_observed(&ids, &mut cache, LogitsOf::Last, &mut keep)?;
     match failed {
         Some(error) => Err(error).about("hidden states"),
         None => Ok(states),

@@ -111,7 +111,10 @@ fn tokens(text: &str, [reference, compressed]: [&Path; 2]) -> Result<Vec<i64>> {
         if let Some(at) = first_difference(&wanted, &got) {
             return Err(Error::invalid(
                 compressed.join("tokenizer.json").display().to_string(),
-                format!("token {at} of the text is another than in {} (not the same model?)", reference.display()),
+                format!(
+                    "token {at} of the text is another than in {} (not the same model?)",
+                    reference.display()
+                ),
             ));
         }
     }
