@@ -5,7 +5,7 @@ mod tiny_llama;
 use std::path::{Path, PathBuf};
 
 use codecllm::checkpoint::{compress, CompressOptions, Reader, Writer};
-use codecllm::parity::{compare, divergence, first_wrong, perplexity, LayerError, Options, Report};
+use codecllm::parity::{compare, divergence, steepest, perplexity, LayerError, Options, Report};
 use codecllm::{Error, ErrorKind};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -100,7 +100,7 @@ fn a_model_is_at_parity_with_itself() {
         assert_eq!((apart.kl_mean, apart.kl_p99, apart.kl_max, apart.top1_agreement), (0.0, 0.0, 0.0, 1.0));
         assert_eq!(report.layers.len(), LAYERS);
         assert!(report.layers.iter().all(|layer| layer.relative_error == 0.0), "{:?}", report.layers);
-        assert_eq!(report.first_wrong_layer, None);
+        assert_eq!(report.steepest_layer, None);
         assert_eq!(report.greedy_agreed, 2);
         assert!(report.greedy.iter().all(|answer| answer.agrees && answer.agreed_tokens == 8));
         report.check(0.0).unwrap();
@@ -127,7 +127,7 @@ fn int8_is_close_and_one_layer_of_it_closer() {
 }
 
 #[test]
-fn swapped_payloads_fail_and_the_first_wrong_layer_is_named() {
+fn swapped_payloads_fail_and_the_steepest_layer_is_named() {
     let pair = pair();
     let int8 = parity(&pair.tiny.dir(), &pair.compressed, &options(&pair.text));
     for (a, b) in [(1, 3), (0, 2)] {
@@ -136,12 +136,12 @@ fn swapped_payloads_fail_and_the_first_wrong_layer_is_named() {
         with_swapped(&pair.compressed, &wrong, &path(a), &path(b));
         let report = parity(&pair.tiny.dir(), &wrong, &options(&pair.text));
         assert!(report.divergence.kl_mean > 20.0 * int8.divergence.kl_mean, "{report:?}\n{int8:?}");
-        assert_eq!(report.first_wrong_layer, Some(format!("model.layers.{a}")), "{:?}", report.layers);
+        assert_eq!(report.steepest_layer, Some(format!("model.layers.{a}")), "{:?}", report.layers);
         let most = 5.0 * int8.divergence.kl_mean;
         int8.check(most).unwrap();
         let error = report.check(most).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
-        let wanted = format!("wanted at most {most}; the first layer that goes wrong is model.layers.{a}");
+        let wanted = format!("wanted at most {most}; the error first rises steeply behind model.layers.{a}");
         assert!(error.to_string().ends_with(&wanted), "{error}");
     }
 }
@@ -314,7 +314,7 @@ fn the_first_great_rise_is_the_wrong_layer() {
             .enumerate()
             .map(|(layer, &relative_error)| LayerError { layer: layer.to_string(), relative_error })
             .collect();
-        first_wrong(&errors).map(|error| error.layer.clone())
+        steepest(&errors).map(|error| error.layer.clone())
     };
     assert_eq!(first(&[0.01, 0.02, 0.5, 0.6, 1.2]).as_deref(), Some("2"));
     assert_eq!(first(&[0.9, 0.8, 0.7]).as_deref(), Some("0"));

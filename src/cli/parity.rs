@@ -132,7 +132,7 @@ fn layers(report: &Report) -> String {
     let mut layers = table(&["hidden states behind", "relative error"]);
     for error in &report.layers {
         let mark =
-            if report.first_wrong_layer.as_ref() == Some(&error.layer) { " <- first great rise" } else { "" };
+            if report.steepest_layer.as_ref() == Some(&error.layer) { " <- first steep rise" } else { "" };
         layers.add_row([format!("{}{mark}", error.layer), format!("{:.6}", error.relative_error)]);
     }
     layers.to_string()

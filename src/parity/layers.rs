@@ -20,7 +20,7 @@ pub struct LayerError {
 /// The error of the hidden states behind every layer, over one window of token ids, first layer first.
 ///
 /// Errors pile up from layer to layer; a layer whose weights are wrong stands out as the first great rise
-/// ([`first_wrong`]).
+/// ([`steepest`]).
 pub(super) fn layer_errors(reference: &Model, compressed: &Model, window: &[i64]) -> Result<Vec<LayerError>> {
     let wanted = hidden_states(reference, window)?;
     let got = hidden_states(compressed, window)?;
@@ -34,7 +34,7 @@ pub(super) fn layer_errors(reference: &Model, compressed: &Model, window: &[i64]
 
 /// The first layer behind which the error rises as it does at wrong weights: at least half as much as at the layer
 /// where it rises most. `None` where nothing differs.
-pub fn first_wrong(errors: &[LayerError]) -> Option<&LayerError> {
+pub fn steepest(errors: &[LayerError]) -> Option<&LayerError> {
     let before = std::iter::once(0.0).chain(errors.iter().map(|error| error.relative_error));
     let rises: Vec<f64> =
         errors.iter().zip(before).map(|(error, before)| error.relative_error - before).collect();

@@ -15,7 +15,7 @@ mod text;
 
 pub use divergence::{divergence, Divergence, PositionDivergence};
 pub use greedy::GreedyAgreement;
-pub use layers::{first_wrong, LayerError};
+pub use layers::{steepest, LayerError};
 pub use perplexity::{perplexity, TextScore};
 pub use report::{compare, Options, Progress, Report};
 

@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 
 use super::divergence::{divergence, Divergence, PositionDivergence};
 use super::greedy::{greedy, GreedyAgreement};
-use super::layers::{first_wrong, layer_errors, LayerError};
+use super::layers::{steepest, layer_errors, LayerError};
 use super::logits::{in_chunks, logits, PIECE_POSITIONS};
 use super::perplexity::{perplexity, TextScore};
 use super::text::Text;
@@ -88,7 +88,7 @@ pub struct Report {
     /// The error of the hidden states behind each layer, over the first window.
     pub layers: Vec<LayerError>,
     /// The first layer behind which the error rises as much as anywhere; `None` where nothing differs.
-    pub first_wrong_layer: Option<String>,
+    pub steepest_layer: Option<String>,
     /// Prompts whose answers are the same to the end.
     pub greedy_agreed: usize,
     /// The answers, prompt by prompt.
@@ -102,10 +102,10 @@ impl Report {
         if mean <= most {
             return Ok(());
         }
-        let layer = self.first_wrong_layer.as_deref().unwrap_or("none");
+        let layer = self.steepest_layer.as_deref().unwrap_or("none");
         Err(Error::corrupt(
             "parity",
-            format!("kl_mean is {mean:.4} nats, wanted at most {most}; the first layer that goes wrong is {layer}"),
+            format!("kl_mean is {mean:.4} nats, wanted at most {most}; the error first rises steeply behind {layer}"),
         ))
     }
 }
@@ -226,7 +226,7 @@ impl Scores {
             window: text.window(),
             weight_bytes_reference: models[0].weight_bytes(),
             weight_bytes_compressed: models[1].weight_bytes(),
-            first_wrong_layer: first_wrong(&layers).map(|error| error.layer.clone()),
+            steepest_layer: steepest(&layers).map(|error| error.layer.clone()),
             layers,
             greedy_agreed: greedy.iter().filter(|answer| answer.agrees).count(),
             greedy,
