@@ -10,7 +10,7 @@ use super::selection::{select, EMBEDDING};
 use super::{Reader, Writer, INDEX_FILE};
 use crate::codec::{
     solve_exponent, CompressedTensor, EncodeOptions, Layout, Matrix, RateSample, StepRule, TensorStats,
-    FORMAT_VERSION,
+    BUDGET_RANGE, FORMAT_VERSION,
 };
 use crate::error::{Error, Result};
 use crate::nn::Bias;
@@ -121,6 +121,11 @@ pub fn compress(
     options: &CompressOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<CompressReport> {
+    if let Target::Bits(bits) = options.target {
+        if !BUDGET_RANGE.contains(&bits) {
+            return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")));
+        }
+    }
     let reader = Reader::open(dir)?;
     refuse_compressed(&reader)?;
     let selected = select(&reader, &options.include, &options.exclude)?;

@@ -21,7 +21,7 @@ pub use fragments::Fragments;
 pub use header::{Header, Layout, ScaleGranularity, SourceDtype, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 pub use plan::TileShape;
 pub use reference::decode_grid_reference;
-pub use step::{solve_exponent, RateSample, StepRule};
+pub use step::{solve_exponent, RateSample, StepRule, BUDGET_RANGE};
 pub use tensor::{decompress, grid_entropy, CompressedTensor, Matrix, TensorStats};
 pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};
 

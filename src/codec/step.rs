@@ -109,11 +109,8 @@ fn whole_bits(view: &View, sample_weights: usize, weights: usize) -> f64 {
 
 /// The common exponent at which all matrices together, with `other_bytes` beside them, take `bits` a weight.
 ///
-/// Errors where `bits` is outside 2.5 to 8.5, or cannot be met because what does not depend on the step takes more.
+/// Errors where `bits` cannot be met because what does not depend on the step takes more.
 pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, bits: f64) -> Result<f64> {
-    if !BUDGET_RANGE.contains(&bits) {
-        return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5")));
-    }
     let weights: usize = samples.iter().map(RateSample::weights).sum();
     let excess = |exponent: f64| -> Result<f64> {
         let coded: f64 =
