@@ -1,4 +1,4 @@
-//! `codecllm inspect`: what a compressed directory is made of.
+//! `codecllm inspect`: what a model directory is made of.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,23 @@ use codecllm::checkpoint::{self, InspectReport, InspectTensor};
 use super::output::{bytes, pairs, shape, table, Output};
 
 const EXAMPLES: &str = "\
-Example:
+Examples:
   codecllm inspect OUT
+  codecllm inspect MODEL_DIR --json
 
 One line a tensor: shape, dtype, layout (- is stored as it is), bytes, bits a weight, tile shape, tiles, frequency tables,
 tiles by number of raw magnitude bits (bits:tiles), and weights coded as escapes.";
 
-/// List the tensors of a compressed directory and how each is coded
+/// List the tensors of a model directory and how each is coded
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The compressed directory
-    compressed_dir: PathBuf,
+    /// A model directory, compressed or not
+    model: PathBuf,
 }
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
-    let report = checkpoint::inspect(&args.compressed_dir)?;
+    let report = checkpoint::inspect(&args.model)?;
     output.report(&report, text)
 }
 

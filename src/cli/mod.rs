@@ -36,17 +36,19 @@ Examples:
 Exit codes: 0 done, 1 failed (a checkpoint that does not verify included), 2 bad arguments.
 `codecllm VERB --help` tells more about each verb.";
 
+const EVERY_VERB: &str = "Options of every verb";
+
 /// Keeps the weights of a large language model entropy-coded in memory and decodes them inside the forward pass.
 ///
 /// MODEL_DIR is a Hugging Face directory of a Llama: config.json, tokenizer.json and safetensors files.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(version, after_help = EXAMPLES, subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
 struct Cli {
     /// Print one JSON object on stdout, and nothing else there
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERY_VERB)]
     json: bool,
     /// Threads of libtorch and of encoding and decoding [default: one a core]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, help_heading = EVERY_VERB, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     #[command(subcommand)]
     verb: Verb,

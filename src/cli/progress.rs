@@ -8,8 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 /// Work that is over sooner shows no bar.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-const TEMPLATE: &str =
-    "{prefix:>10} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {eta} left  {wide_msg}";
+const TEMPLATE: &str = "{prefix:>10} [{bar:30}] {percent:>3}%, {eta} left  {wide_msg}";
 
 /// A bar that appears on stderr after a second and vanishes when dropped.
 #[derive(Debug)]
