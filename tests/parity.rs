@@ -5,7 +5,11 @@ mod tiny_llama;
 use std::path::{Path, PathBuf};
 
 use codecllm::checkpoint::{compress, CompressOptions, Reader, Writer};
-use codecllm::parity::{compare, divergence, steepest, perplexity, LayerError, Options, Report};
+use codecllm::model::LogitsOf;
+use codecllm::parity::{
+    compare, divergence, perplexity, steepest, LayerError, Options, PositionDivergence, Report,
+};
+use codecllm::runtime::{LoadOptions, Model};
 use codecllm::{Error, ErrorKind};
 use safetensors::Dtype;
 use serde_json::Value;
@@ -183,8 +187,8 @@ fn a_long_window_is_read_in_pieces_as_if_at_once() {
     .unwrap();
     let ids: Vec<i64> = std::fs::read(&pair.text).unwrap().into_iter().map(i64::from).collect();
     let row = Tensor::from_slice(&ids).view([1, -1]);
-    let mut cache = generator.new_cache(1, ids.len()).unwrap();
-    let logits = generator.llama().forward(&row, &mut cache, codecllm::model::LogitsOf::All).unwrap();
+    let mut cache = model.new_cache(1, ids.len()).unwrap();
+    let logits = model.llama().forward(&row, &mut cache, LogitsOf::All).unwrap();
     let predicted = logits.squeeze_dim(0).narrow(0, 0, ids.len() as i64 - 1);
     let wanted = predicted.cross_entropy_for_logits(&Tensor::from_slice(&ids[1..])).double_value(&[]).exp();
     let report = parity(&tiny, &tiny, &Options { window: Some(ids.len()), ..Options::new(&pair.text) });
@@ -290,9 +294,10 @@ fn divergence_has_its_closed_form() {
 
 #[test]
 fn the_percentile_is_a_rank() {
-    let mut positions = codecllm::parity::PositionDivergence::default();
-    positions.kl = (0..200).rev().map(f64::from).collect();
-    positions.same_top1 = (0..200).map(|index| index % 4 != 0).collect();
+    let positions = PositionDivergence {
+        kl: (0..200).rev().map(f64::from).collect(),
+        same_top1: (0..200).map(|index| index % 4 != 0).collect(),
+    };
     let summary = positions.summary();
     assert_eq!((summary.kl_mean, summary.kl_p99, summary.kl_max), (99.5, 197.0, 199.0));
     assert_eq!(summary.top1_agreement, 0.75);

@@ -7,7 +7,7 @@ use tch::{Device, Kind};
 
 use super::divergence::{divergence, Divergence, PositionDivergence};
 use super::greedy::{greedy, GreedyAgreement};
-use super::layers::{steepest, layer_errors, LayerError};
+use super::layers::{layer_errors, steepest, LayerError};
 use super::logits::{in_chunks, logits, PIECE_POSITIONS};
 use super::perplexity::{perplexity, TextScore};
 use super::text::Text;
