@@ -180,11 +180,8 @@ fn a_long_window_is_read_in_pieces_as_if_at_once() {
     let pair = pair();
     std::fs::write(&pair.text, "All work and no play. ".repeat(28)).unwrap();
     let tiny = pair.tiny.dir();
-    let generator = codecllm::runtime::Model::load(
-        &tiny,
-        &codecllm::runtime::LoadOptions { kind: Kind::Float, ..codecllm::runtime::LoadOptions::default() },
-    )
-    .unwrap();
+    let load = LoadOptions { kind: Kind::Float, ..LoadOptions::default() };
+    let model = Model::load(&tiny, &load).unwrap();
     let ids: Vec<i64> = std::fs::read(&pair.text).unwrap().into_iter().map(i64::from).collect();
     let row = Tensor::from_slice(&ids).view([1, -1]);
     let mut cache = model.new_cache(1, ids.len()).unwrap();

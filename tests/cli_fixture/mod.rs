@@ -1,4 +1,5 @@
 //! Runs of the binary, and a model to run it on.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
