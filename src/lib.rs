@@ -8,6 +8,7 @@ pub mod error;
 pub mod model;
 pub mod nn;
 mod ops;
+pub mod parity;
 pub mod quantize;
 pub mod rans;
 pub mod runtime;

@@ -14,33 +14,7 @@ use codecllm::ErrorKind;
 use proptest::prelude::*;
 use serde_json::{json, Value};
 use tch::Kind;
-use tiny_llama::{plain_config, shapes, TinyLlama};
-
-/// A tokenizer whose first 256 tokens are the bytes, then `<s>` and `</s>`.
-fn byte_tokenizer_json() -> String {
-    // GPT-2's spelling of bytes as printable characters.
-    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
-    let mut next = 256;
-    let mut vocab = BTreeMap::new();
-    for byte in 0..256u32 {
-        let code = if printable(byte) { byte } else { next };
-        next += u32::from(!printable(byte));
-        vocab.insert(char::from_u32(code).unwrap().to_string(), byte);
-    }
-    let special = |id: u32, content: &str| {
-        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true })
-    };
-    let level =
-        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
-    json!({
-        "version": "1.0", "added_tokens": [special(256, "<s>"), special(257, "</s>")],
-        "truncation": { "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0 },
-        "pre_tokenizer": level, "decoder": level,
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    })
-    .to_string()
-}
+use tiny_llama::{byte_tokenizer_json, plain_config, shapes, TinyLlama};
 
 fn byte_tokenizer() -> Tokenizer {
     Tokenizer::from_bytes(byte_tokenizer_json().as_bytes(), "tokenizer.json").unwrap()

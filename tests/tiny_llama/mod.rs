@@ -1,7 +1,7 @@
 //! A small Llama with random weights, written to a temporary model directory.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use codecllm::checkpoint::Writer;
@@ -65,6 +65,32 @@ pub fn shapes(config: &Value) -> Vec<(String, Vec<usize>)> {
         shapes.push(("lm_head.weight".to_owned(), vec![n("vocab_size"), hidden]));
     }
     shapes
+}
+
+/// A tokenizer whose first 256 tokens are the bytes, then `<s>` and `</s>`.
+pub fn byte_tokenizer_json() -> String {
+    // GPT-2's spelling of bytes as printable characters.
+    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let mut next = 256;
+    let mut vocab = BTreeMap::new();
+    for byte in 0..256u32 {
+        let code = if printable(byte) { byte } else { next };
+        next += u32::from(!printable(byte));
+        vocab.insert(char::from_u32(code).unwrap().to_string(), byte);
+    }
+    let special = |id: u32, content: &str| {
+        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true })
+    };
+    let level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    json!({
+        "version": "1.0", "added_tokens": [special(256, "<s>"), special(257, "</s>")],
+        "truncation": { "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0 },
+        "pre_tokenizer": level, "decoder": level,
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    })
+    .to_string()
 }
 
 /// A model directory, removed when dropped, and its weights.

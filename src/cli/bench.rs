@@ -1,0 +1,146 @@
+//! `codecllm bench`: encode, decode, fused and scratch forward, with the dense matmul beside each.
+
+mod layers;
+mod matrix;
+mod model;
+mod text;
+mod timing;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use codecllm::codec::{EncodeOptions, Layout};
+use codecllm::Error;
+use serde::Serialize;
+
+use self::matrix::{bench_matrix, gaussian, MatrixReport, Plan};
+use self::model::{bench_model, ModelReport};
+use super::model::{at_least_one, float, DtypeArg};
+use super::output::Output;
+use super::selection::LayoutArg;
+use super::steps::Steps;
+
+const EXAMPLES: &str = "\
+Examples:
+  codecllm bench
+  codecllm bench --shape 4096x4096 --bits 5.3 --threads 1
+  codecllm bench --model MODEL_DIR --batch 1             all linears of a real model, one token
+
+Figures are medians after a warm-up, with the fastest run beside them. Weights are rotated over more memory than the caches
+hold. On a machine that does other work, believe the fastest run.";
+
+/// Time encode, decode, fused and scratch forward, with the dense matmul beside each
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Rows and columns of a Gaussian matrix; may be repeated [default: 576x576, 1536x576, 576x1536, 4096x4096]
+    #[arg(long, value_name = "RxC", value_parser = shape, conflicts_with = "model")]
+    shape: Vec<[usize; 2]>,
+    /// Time the linears of this (uncompressed) model instead, all together
+    #[arg(long, value_name = "MODEL_DIR")]
+    model: Option<PathBuf>,
+    /// Bits a weight [default: INT8, one step per row]
+    #[arg(long, value_name = "B", value_parser = budget)]
+    bits: Option<f64>,
+    /// Layout of the compressed weights
+    #[arg(long, value_enum, default_value_t)]
+    layout: LayoutArg,
+    /// Rows of the activations
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one,
+          default_values_t = [1, 2, 4, 8, 16, 32])]
+    batch: Vec<usize>,
+    /// The dtype of the compressed layers' activations
+    #[arg(long, value_enum, default_value_t)]
+    dtype: DtypeArg,
+    /// Seconds for each figure
+    #[arg(long, value_name = "S", default_value_t = 0.3, value_parser = seconds)]
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    bits: Option<f64>,
+    layout: &'static str,
+    /// Of libtorch, and of encoding and decoding.
+    threads: usize,
+    /// The best instructions of this processor.
+    level: String,
+    matrices: Vec<MatrixReport>,
+    model: Option<ModelReport>,
+}
+
+pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
+    let plan = plan(&args);
+    let mut steps = Steps::new(output);
+    let mut matrices = Vec::new();
+    let mut model = None;
+    if let Some(dir) = &args.model {
+        model =
+            Some(bench_model(dir, &plan, &mut |done, total, next| steps.show("model", done, total, next))?);
+    } else {
+        let shapes = shapes(&args.shape);
+        for (done, shape) in shapes.iter().enumerate() {
+            let path = format!("{}x{}", shape[0], shape[1]);
+            let mut progress =
+                |next: &str| steps.show("matrices", done, shapes.len(), &format!("{path}: {next}"));
+            matrices.push(bench_matrix(&path, &gaussian(*shape)?, &plan, &mut progress)?);
+        }
+    }
+    drop(steps);
+    let level = level_name(codecllm::codec::Level::detect());
+    let report =
+        Report { bits: args.bits, layout: args.layout.name(), threads: plan.threads, level, matrices, model };
+    output.report(&report, text::report)
+}
+
+fn plan(args: &Args) -> Plan {
+    let layout = match args.layout {
+        LayoutArg::Fast => Layout::Fast,
+        LayoutArg::Small => Layout::Small,
+    };
+    Plan {
+        bits: args.bits,
+        options: EncodeOptions { layout, ..EncodeOptions::default() },
+        batches: args.batch.clone(),
+        kind: args.dtype.kind(),
+        threads: usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1),
+        budget: Duration::from_secs_f64(args.seconds),
+    }
+}
+
+fn shapes(wanted: &[[usize; 2]]) -> Vec<[usize; 2]> {
+    if wanted.is_empty() {
+        vec![[576, 576], [1536, 576], [576, 1536], [4096, 4096]]
+    } else {
+        wanted.to_vec()
+    }
+}
+
+/// A level's name in figures.
+fn level_name(level: codecllm::codec::Level) -> String {
+    format!("{level:?}").to_lowercase()
+}
+
+/// `tch`'s errors, about an argument.
+fn torch_error(subject: &str) -> impl FnOnce(tch::TchError) -> Error + '_ {
+    move |source| Error::torch(subject, source)
+}
+
+fn shape(text: &str) -> Result<[usize; 2], String> {
+    let parse = || {
+        let (rows, cols) = text.split_once('x')?;
+        let shape: [usize; 2] = [rows.parse().ok()?, cols.parse().ok()?];
+        let weights = shape[0].checked_mul(shape[1])?;
+        (1..=1 << 30).contains(&weights).then_some(shape)
+    };
+    parse().ok_or_else(|| "wanted ROWSxCOLUMNS, such as 4096x4096, of at most 2^30 weights".to_owned())
+}
+
+fn budget(text: &str) -> Result<f64, String> {
+    float(text, |bits| (2.5..=8.5).contains(&bits), "2.5 to 8.5")
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    float(text, |seconds| seconds > 0.0 && seconds <= 60.0, "more than 0 and at most 60")
+}

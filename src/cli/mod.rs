@@ -1,0 +1,123 @@
+//! Arguments in, a verb's run, an exit code out: 0 done, 1 failed, 2 bad arguments.
+
+mod bench;
+mod chat;
+mod compress;
+mod decompress;
+mod generate;
+mod inspect;
+mod model;
+mod output;
+mod parity;
+mod progress;
+mod selection;
+mod stats;
+mod steps;
+mod verify;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  codecllm stats MODEL_DIR                             what each choice would give; writes nothing
+  codecllm compress MODEL_DIR -o OUT                   8-bit grade, the default
+  codecllm compress MODEL_DIR -o OUT --bits 5.3        5.3 bits a weight, everything counted
+  codecllm verify OUT --against MODEL_DIR              checksums, and the error against the original
+  codecllm generate OUT --prompt 'Why is the sky blue?'
+  codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
+  codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
+
+Exit codes: 0 done, 1 failed (a checkpoint that does not verify included), 2 bad arguments.
+`codecllm VERB --help` tells more about each verb.";
+
+const EVERY_VERB: &str = "Options of every verb";
+
+/// Keeps the weights of a large language model entropy-coded in memory and decodes them inside the forward pass.
+///
+/// MODEL_DIR is a Hugging Face directory of a Llama: config.json, tokenizer.json and safetensors files.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
+struct Cli {
+    /// Print one JSON object on stdout, and nothing else there
+    #[arg(long, global = true, help_heading = EVERY_VERB)]
+    json: bool,
+    /// Threads of libtorch and of encoding and decoding [default: one a core]
+    #[arg(long, global = true, help_heading = EVERY_VERB, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Stats(stats::Args),
+    Compress(compress::Args),
+    Decompress(decompress::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+    Generate(generate::Args),
+    Chat(chat::Args),
+    Parity(parity::Args),
+    Bench(bench::Args),
+}
+
+impl Verb {
+    fn run(self, output: &Output) -> Result<()> {
+        match self {
+            Self::Stats(args) => stats::run(args, output),
+            Self::Compress(args) => compress::run(args, output),
+            Self::Decompress(args) => decompress::run(args, output),
+            Self::Inspect(args) => inspect::run(args, output),
+            Self::Verify(args) => verify::run(args, output),
+            Self::Generate(args) => generate::run(args, output),
+            Self::Chat(args) => chat::run(args, output),
+            Self::Parity(args) => parity::run(args, output),
+            Self::Bench(args) => bench::run(args, output),
+        }
+    }
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    // Bad arguments end here, with exit code 2.
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    match set_threads(cli.threads).and_then(|()| cli.verb.run(&output)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where stderr is closed, the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read our stdout has seen enough. (The library's own I/O errors are of another type.)
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn set_threads(threads: Option<u16>) -> Result<()> {
+    if let Some(threads) = threads {
+        tch::set_num_threads(i32::from(threads));
+        rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        super::Cli::command().debug_assert();
+    }
+}

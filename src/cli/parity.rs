@@ -1,0 +1,152 @@
+//! `codecllm parity`: what compression changes of a model's answers.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{anyhow, Result};
+use codecllm::parity::{compare, Options, Report};
+use codecllm::Error;
+use tch::Device;
+
+use super::model::{at_least_one, float, DtypeArg};
+use super::output::{bytes, pairs, table, Measured, Output};
+use super::steps::Steps;
+
+const EXAMPLES: &str = "\
+Examples:
+  codecllm parity MODEL_DIR OUT --text FILE
+  codecllm parity MODEL_DIR OUT --text FILE --max-windows 20 --prompts PROMPTS --new-tokens 64
+  codecllm parity MODEL_DIR OUT --text FILE --max-kl 0.05      exit code 1 above that mean divergence
+
+Divergences are KL(MODEL_DIR || OUT) of the next token, in nats. Either directory may be compressed. The text is cut into
+windows that are read from nothing; all tokens of a window but the first are scored.";
+
+/// Compare the answers of a compressed model with the original's on a text
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The model directory that is right
+    model_dir: PathBuf,
+    /// The model directory to compare with it
+    out: PathBuf,
+    /// The UTF-8 text that both models read
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of a window [default: 512, or less if the model allows less]
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// Windows to read [default: all of the text]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_windows: Option<usize>,
+    /// The dtype to compute in; on the CPU fp32 is faster here than fp16
+    #[arg(long, value_enum, default_value = "fp32")]
+    dtype: DtypeArg,
+    /// Prompts that both models answer greedily, one a line
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    new_tokens: usize,
+    /// Continue the prompts as they are, without the model's chat template
+    #[arg(long)]
+    raw: bool,
+    /// Fail if the mean divergence is above this many nats
+    #[arg(long, value_name = "NATS", value_parser = divergence)]
+    max_kl: Option<f64>,
+}
+
+pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
+    let start = Instant::now();
+    let options = Options {
+        text: args.text,
+        window: args.window,
+        max_windows: args.max_windows,
+        kind: args.dtype.kind(),
+        device: Device::Cpu,
+        threads: None, // set for the whole process already
+        prompts: args.prompts.as_deref().map(read_prompts).transpose()?.unwrap_or_default(),
+        raw: args.raw,
+        new_tokens: args.new_tokens,
+    };
+    let mut steps = Steps::new(output);
+    let report = compare(&args.model_dir, &args.out, &options, &mut |at| {
+        steps.show(at.stage, at.done, at.total, "");
+    })?;
+    drop(steps);
+    let measured = Measured::since(start, report);
+    output.report(&measured, text)?;
+    match args.max_kl {
+        Some(most) => Ok(measured.report.check(most)?),
+        None => Ok(()),
+    }
+}
+
+fn read_prompts(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+    let prompts: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
+    if prompts.is_empty() {
+        return Err(anyhow!("{}: has no prompts, wanted one a line", file.display()));
+    }
+    Ok(prompts)
+}
+
+fn divergence(text: &str) -> Result<f64, String> {
+    float(text, |most| most.is_finite() && most >= 0.0, "0 or more")
+}
+
+fn text(measured: &Measured<Report>) -> String {
+    let report = &measured.report;
+    let mut parts = vec![figures(measured), layers(report)];
+    if !report.greedy.is_empty() {
+        parts.push(answers(report));
+    }
+    parts.join("\n\n")
+}
+
+fn figures(measured: &Measured<Report>) -> String {
+    let report = &measured.report;
+    let (reference, compressed) = (report.perplexity_reference, report.perplexity_compressed);
+    let scored = format!("{} tokens, {} windows of {}", report.tokens_scored, report.windows, report.window);
+    let rows = [
+        ("scored", scored),
+        ("perplexity of the reference", format!("{reference:.4}")),
+        (
+            "perplexity of the compressed",
+            format!("{compressed:.4} ({:+.2} %)", (compressed / reference - 1.0) * 100.0),
+        ),
+        ("KL mean", nats(report.divergence.kl_mean)),
+        ("KL of 99 %", nats(report.divergence.kl_p99)),
+        ("KL most", nats(report.divergence.kl_max)),
+        ("same first token", format!("{:.2} %", report.divergence.top1_agreement * 100.0)),
+        ("weights of the reference", bytes(report.weight_bytes_reference as u64)),
+        ("weights of the compressed", bytes(report.weight_bytes_compressed as u64)),
+    ];
+    pairs(rows.into_iter().chain(measured.rows()))
+}
+
+fn nats(value: f64) -> String {
+    format!("{value:.6} nats")
+}
+
+fn layers(report: &Report) -> String {
+    let mut layers = table(&["hidden states behind", "relative error"]);
+    for error in &report.layers {
+        let mark =
+            if report.steepest_layer.as_ref() == Some(&error.layer) { " <- first steep rise" } else { "" };
+        layers.add_row([format!("{}{mark}", error.layer), format!("{:.6}", error.relative_error)]);
+    }
+    layers.to_string()
+}
+
+fn answers(report: &Report) -> String {
+    let mut answers = table(&["prompt", "tokens that agree"]);
+    for answer in &report.greedy {
+        let tokens = if answer.agrees {
+            format!("all {}", answer.reference_tokens)
+        } else {
+            format!("{} of {}", answer.agreed_tokens, answer.reference_tokens)
+        };
+        answers.add_row([answer.prompt.clone(), tokens]);
+    }
+    format!("{answers}\n\n{} of {} answers agree to the end", report.greedy_agreed, report.greedy.len())
+}

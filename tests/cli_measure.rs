@@ -1,0 +1,153 @@
+//! The verbs that measure: `parity` and `bench`.
+
+mod cli_fixture;
+mod tiny_llama;
+
+use cli_fixture::{run, Fixture};
+use serde_json::{json, Value};
+
+/// The fixture with a text and prompts beside its model.
+fn fixture() -> (Fixture, String, String) {
+    let fixture = Fixture::new();
+    std::fs::write(fixture.beside("text"), "A text that both models read. ".repeat(6)).unwrap();
+    std::fs::write(fixture.beside("prompts"), "A text\n\nthat both\n").unwrap();
+    let (text, prompts) = (fixture.path("text"), fixture.path("prompts"));
+    (fixture, text, prompts)
+}
+
+fn number(object: &Value, name: &str) -> f64 {
+    object[name].as_f64().unwrap_or_else(|| panic!("{name} is {}", object[name]))
+}
+
+#[test]
+fn parity_has_its_figures() {
+    let (fixture, text, prompts) = fixture();
+    let (model, out) = (fixture.model(), fixture.compressed());
+    let report = run(&[
+        "parity",
+        &model,
+        &out,
+        "--text",
+        &text,
+        "--window",
+        "60",
+        "--max-windows",
+        "2",
+        "--prompts",
+        &prompts,
+        "--new-tokens",
+        "5",
+        "--json",
+    ])
+    .json();
+    let (reference, compressed) =
+        (number(&report, "perplexity_reference"), number(&report, "perplexity_compressed"));
+    assert!(reference > 1.0 && (compressed / reference - 1.0).abs() < 0.01, "{report}");
+    assert!(number(&report, "kl_mean") > 0.0 && number(&report, "kl_mean") < 0.01, "{report}");
+    assert!(number(&report, "kl_p99") >= number(&report, "kl_mean"));
+    assert!(number(&report, "top1_agreement") > 0.9 && number(&report, "top1_agreement") <= 1.0);
+    assert_eq!((&report["tokens_scored"], &report["windows"]), (&json!(118), &json!(2)));
+    assert_eq!(report["layers"][1]["layer"], "model.layers.1");
+    assert_eq!(report["greedy"][1]["prompt"], "that both");
+    assert_eq!(report["greedy"][0]["reference_tokens"], 5);
+    assert!(number(&report, "seconds") > 0.0 && number(&report, "peak_rss_bytes") > 0.0);
+}
+
+#[test]
+fn parity_fails_above_the_divergence_that_is_allowed() {
+    let (fixture, text, _) = fixture();
+    let (model, out) = (fixture.model(), fixture.compressed());
+    let with = |most: &str| run(&["parity", &model, &out, "--text", &text, "--max-kl", most]);
+    let fine = with("0.5");
+    assert_eq!((fine.code, fine.stderr.as_str()), (0, ""));
+    assert!(fine.stdout.contains("perplexity of the compressed"), "{}", fine.stdout);
+    let apart = with("0.0");
+    assert_eq!(apart.code, 1);
+    assert!(apart.stdout.contains("perplexity of the compressed"), "the figures are shown all the same");
+    assert!(apart.stderr.starts_with("error: parity: kl_mean is "), "{}", apart.stderr);
+}
+
+#[test]
+fn parity_says_what_is_wrong_with_its_input() {
+    let (fixture, text, prompts) = fixture();
+    let (model, out) = (fixture.model(), fixture.compressed());
+    std::fs::write(&text, "").unwrap();
+    run(&["parity", &model, &out, "--text", &text]).assert_fails(&text, "is empty");
+    let gone = fixture.path("gone");
+    run(&["parity", &model, &out, "--text", &gone]).assert_fails(&gone, "No such file");
+    std::fs::write(&text, "enough").unwrap();
+    std::fs::write(&prompts, "\n").unwrap();
+    run(&["parity", &model, &out, "--text", &text, "--prompts", &prompts])
+        .assert_fails(&prompts, "has no prompts");
+    run(&["parity", &model, &out, "--text", &text, "--window", "1"])
+        .assert_fails("--window", "wanted 2 to 2048");
+}
+
+#[test]
+fn bench_times_a_matrix() {
+    let report = run(&[
+        "bench",
+        "--shape",
+        "80x64",
+        "--batch",
+        "1,3",
+        "--seconds",
+        "0.001",
+        "--threads",
+        "1",
+        "--json",
+    ])
+    .json();
+    assert_eq!((&report["threads"], &report["layout"]), (&json!(1), &json!("fast")));
+    let matrix = &report["matrices"][0];
+    assert_eq!(matrix["shape"], json!([80, 64]));
+    assert!(number(matrix, "bits_per_weight") > number(matrix, "grid_entropy_bits"));
+    assert_eq!(matrix["encode"][0]["what"], "grid");
+    let decode = matrix["decode"].as_array().unwrap();
+    assert_eq!((&decode[0]["level"], &decode[0]["what"]), (&json!("portable"), &json!("fragments")));
+    let paths: Vec<_> = (matrix["forward"].as_array().unwrap().iter())
+        .map(|time| (time["path"].as_str().unwrap(), time["batch"].as_u64().unwrap()))
+        .collect();
+    let each = ["fused", "scratch", "dense fp16", "dense bf16", "dense fp32"];
+    assert_eq!(paths, [each.map(|path| (path, 1)), each.map(|path| (path, 3))].concat());
+    for time in decode.iter().chain(matrix["forward"].as_array().unwrap()) {
+        assert!(number(time, "median_seconds") >= number(time, "min_seconds"), "{time}");
+        assert!(number(time, "min_seconds") > 0.0, "{time}");
+    }
+}
+
+#[test]
+fn bench_times_a_model() {
+    let fixture = Fixture::new();
+    let model = fixture.model();
+    let arguments =
+        ["--threads", "1", "--model", &model, "--batch", "1", "--seconds", "0.001", "--layout", "small"];
+    let report = run(&[&["bench", "--json"], &arguments[..]].concat()).json();
+    assert_eq!(report["matrices"], json!([]));
+    // Seven in each of two layers, and the tied head.
+    assert_eq!(report["model"]["linears"], 15);
+    assert_eq!(report["model"]["forward"].as_array().unwrap().len(), 5);
+    let table = run(&[&["bench"], &arguments[..]].concat());
+    assert!(table.stdout.contains("15 linears"), "{}", table.stdout);
+    let out = fixture.compressed();
+    run(&["bench", "--model", &out]).assert_fails(&out, "is compressed, wanted the original");
+}
+
+#[test]
+fn bad_arguments_exit_with_2() {
+    for (line, about) in [
+        ("parity a b", "--text"),
+        ("parity a b --text t --max-windows 0", "1 or more"),
+        ("parity a b --text t --max-kl=-1", "0 or more"),
+        ("bench --shape 0x4", "ROWSxCOLUMNS"),
+        ("bench --shape 18446744073709551615x2", "ROWSxCOLUMNS"),
+        ("bench --shape 4x4 --model m", "--model"),
+        ("bench --batch 0", "1 or more"),
+        ("bench --seconds NaN", "at most 60"),
+        ("bench --bits 1", "2.5 to 8.5"),
+    ] {
+        let run = run(&line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{line}");
+        assert!(run.stderr.contains(about), "{line}: {}", run.stderr);
+    }
+}
