@@ -170,7 +170,7 @@ impl LlamaConfig {
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         let problem = if heads % kv_heads != 0 {
             format!("num_key_value_heads is {kv_heads}, wanted a divisor of num_attention_heads = {heads}")
-        } else if self.head_dim == 0 || self.head_dim % 2 != 0 {
+        } else if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             format!("head_dim is {}, wanted an even number", self.head_dim)
         } else {
             return Ok(());
@@ -183,7 +183,7 @@ fn read_head_dim(fields: &Fields<'_>, hidden_size: usize, heads: usize) -> Resul
     if fields.get("head_dim").is_some() {
         return fields.count("head_dim");
     }
-    if hidden_size % heads != 0 {
+    if !hidden_size.is_multiple_of(heads) {
         let wanted = format!("a divisor of hidden_size = {hidden_size}, or head_dim");
         return Err(fields.corrupt("num_attention_heads", &heads, &wanted));
     }
