@@ -167,7 +167,8 @@ impl RawPart {
         (self.bits * (register % self.registers_per_word())) as u32
     }
 
-    fn registers_of(&self, word: usize) -> std::ops::Range<usize> {
+    /// The registers that `word` of this part holds.
+    pub fn registers_of(&self, word: usize) -> std::ops::Range<usize> {
         word * self.registers_per_word()..(word + 1) * self.registers_per_word()
     }
 

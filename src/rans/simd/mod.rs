@@ -43,6 +43,24 @@ pub(crate) unsafe trait U32x32: Copy {
     unsafe fn gather(base: *const u32, index: Self) -> Self;
     /// The 4 bytes at `base + offset` for each lane.
     unsafe fn gather_bytes(base: *const u8, offset: Self) -> Self;
+    /// Runs of four integers a lane, lane after lane, as four vectors: the first integer of every lane, and so on.
+    #[inline(always)]
+    unsafe fn load_runs4(from: *const u8) -> [Self; 4] {
+        // SAFETY: the caller gives 32 * 16 readable bytes.
+        unsafe {
+            let own = Self::load(LANE_INDEX.0.as_ptr()).mul(Self::splat(16));
+            [0, 4, 8, 12].map(|byte| Self::gather_bytes(from.add(byte), own))
+        }
+    }
+    /// Runs of two integers a lane, as two vectors.
+    #[inline(always)]
+    unsafe fn load_runs2(from: *const u8) -> [Self; 2] {
+        // SAFETY: the caller gives 32 * 8 readable bytes.
+        unsafe {
+            let own = Self::load(LANE_INDEX.0.as_ptr()).mul(Self::splat(8));
+            [0, 4].map(|byte| Self::gather_bytes(from.add(byte), own))
+        }
+    }
     /// Lanes whose upper 16 bits are zero.
     unsafe fn below_2_16(self) -> Self::Mask;
     /// Lanes that are not zero.
@@ -51,6 +69,17 @@ pub(crate) unsafe trait U32x32: Copy {
     /// `a` where `mask` is set, `b` elsewhere.
     unsafe fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
 }
+
+/// Every lane's own number.
+static LANE_INDEX: LaneArray = {
+    let mut index = [0; LANES];
+    let mut lane = 0;
+    while lane < LANES {
+        index[lane] = lane as u32;
+        lane += 1;
+    }
+    LaneArray(index)
+};
 
 /// What the running processor can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+"""Decodes the compressed matrices of a safetensors file to integer grids: docs/format.md, version 1, short and slow."""
+import argparse
+import json
+import re
+import struct
+from collections import namedtuple
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+try:
+    from xxhash import xxh3_64_intdigest
+except ImportError:
+    xxh3_64_intdigest = None
+
+Header = namedtuple("Header", "magic version layout dtype rows columns tile_rows tile_columns scale_bits granularity "
+                    "table_count zero table_bytes zeros payload_bytes checksum own_checksum")
+Table = list[tuple[int, int, int]]  # for each slot: symbol, its frequency, slot - start(symbol)
+PARTS = ("scales", "tables", "tiles", "payload")
+LANE, WEIGHT = np.ogrid[:32, :32]
+ROW = LANE // 4 + 8 * (WEIGHT // 2 % 2)  # of weight n of lane l within its group
+COLUMN = 16 * (LANE % 4) + 4 * (WEIGHT // 8) + 2 * (WEIGHT % 8 // 4) + WEIGHT % 2
+
+
+class FormatError(Exception):
+    """What docs/format.md calls Corrupt, Truncated or Unsupported; the message begins with that word."""
+
+
+def check(condition: bool, message: str, kind: str = "Corrupt") -> None:
+    """Raises an error of the kind unless the condition holds."""
+    if not condition:
+        raise FormatError(f"{kind}: {message}")
+
+
+def check_sum(data: bytes, expected: int, what: str) -> None:
+    """Compares an XXH3-64, if the package that computes it is there."""
+    check(xxh3_64_intdigest is None or xxh3_64_intdigest(data) == expected, f"{what}: checksum")
+
+
+def parse_header(data: bytes) -> Header:
+    """Reads and checks a header; magic and version come first, as the rest is another version's to change."""
+    check(len(data) == 56, f"header of {len(data)} bytes", "Truncated")
+    h = Header(*struct.unpack("<4sHBBIIHHBBBBIIQQQ", data))
+    check(h.magic == b"CLLM", "magic")
+    check(h.version == 1, f"version {h.version}", "Unsupported")
+    check_sum(data[:48], h.own_checksum, "header")
+    check(h.layout <= 1 and h.dtype <= 2 and h.granularity <= 1 and h.zero == h.zeros == 0, "header code")
+    check(h.rows > 0 and h.columns > 0 and 8 <= h.scale_bits <= 12, "header number")
+    check(h.tile_rows % 16 == h.tile_columns % 64 == 0 < h.tile_rows * h.tile_columns <= 65535, "tile shape")
+    return h
+
+
+def take(source: BytesIO, count: int, dtype: str = "u1") -> np.ndarray:
+    """The next `count` elements of a buffer."""
+    size = int(count) * np.dtype(dtype).itemsize
+    data = source.read(size)
+    check(len(data) == size, "too few bytes")
+    return np.frombuffer(data, dtype)
+
+
+def parse_table(source: BytesIO, scale_bits: int) -> Table:
+    """Reads the frequencies of one table and lays them out by slot."""
+    frequencies: list[int] = []
+    while len(frequencies) < 256:
+        byte = int(take(source, 1)[0])
+        more = int(take(source, 1)[0]) if byte == 0 or byte >= 128 else 0
+        frequencies += [0] * (more + 1) if byte == 0 else [byte % 128 + 128 * more if byte >= 128 else byte]
+    check(len(frequencies) == 256 and sum(frequencies) == 1 << scale_bits and max(frequencies) <= 4095, "table")
+    return [(symbol, frequency, place) for symbol, frequency in enumerate(frequencies) for place in range(frequency)]
+
+
+def decode_lane(x: int, words: list[int], table: Table, scale_bits: int, count: int) -> list[int]:
+    """Decodes the `count` symbols of one lane from its first state and its words."""
+    symbols, at, mask = [], 0, (1 << scale_bits) - 1
+    for _ in range(count):
+        symbol, frequency, place = table[x & mask]
+        x = frequency * (x >> scale_bits) + place
+        if x < 1 << 16:
+            check(at < len(words), "a lane has too few words")
+            x, at = x << 16 | words[at], at + 1
+        symbols.append(symbol)
+    check(x == 1 << 16 and at == len(words), "a lane does not end in state 2^16 at its last word")
+    return symbols
+
+
+def raw_halves(source: BytesIO, inside: np.ndarray, r: int, signed: bool) -> np.ndarray:
+    """The raw bits of one group as halves [lane, weight]."""
+    width, halves, owners = r + signed, np.zeros((32, 32), np.uint64), inside.any(1)
+    if (inside.all(1) == owners).all():
+        registers = np.zeros((owners.sum(), 16), np.uint64)
+        low, sign = 0, int(signed)
+        for size in [8] * (width // 8) + [part for part in (4, 2, 1) if width & part]:
+            mask = ((1 << size - sign) - 1) << low | sign << 15  # the places of this part in a half
+            low, sign = low + size - sign, 0
+            runs = [take(source, len(registers) * run, "<u4").reshape(-1, run) for run in [4] * (size // 4) or [size]]
+            words = np.hstack(runs).astype(np.uint64)
+            for j in range(16):
+                word, turn = words[:, j * size // 16], j * size % 16
+                registers[:, j] |= (word >> turn | word << 32 - turn) & (mask << 16 | mask)
+        halves[owners] = np.stack([registers & 0xFFFF, registers >> 16], 2).reshape(-1, 32)
+    else:
+        count, places = inside.sum(), np.array([*range(r)] + [15] * signed, np.uint64)
+        bits = np.unpackbits(take(source, (count * width + 7) // 8), bitorder="little").astype(np.uint64)
+        check(not bits[count * width:].any(), "padding is not zero")
+        halves[inside] = (bits[:count * width].reshape(count, width) << places).sum(1)
+    check(not take(source, -source.tell() % 16).any(), "padding is not zero")
+    return halves.astype(np.int64)
+
+
+def decode_tile(h: Header, tables: list[Table], table: int, flags: int, escapes: int, payload: bytes,
+                rows: int, columns: int) -> np.ndarray:
+    """The grid of one tile that the matrix cuts to rows x columns."""
+    source, r, coded = BytesIO(payload), flags & 15, table != 255
+    check(flags < 128 and r <= ((8, 3)[h.layout] if coded else 10), "tile flags")
+    check(table in (255, *range(len(tables))), "a tile's table is not there")
+    origins = [(y, x) for y in range(0, rows, 16) for x in range(0, columns, 64)]
+    inside = np.array([(y + ROW < rows) & (x + COLUMN < columns) for y, x in origins])
+    if coded:
+        states, lengths = take(source, 32, "<u4").tolist(), take(source, 32, "<u2" if flags & 32 else "u1").tolist()
+    halves = np.array([raw_halves(source, group, r, h.layout == 0 if coded else r > 0) for group in inside])
+    if coded:
+        wanted = inside.reshape(len(inside), 32, -1, (4, 1)[h.layout]).any(3)  # [group, lane, symbol]
+        symbols = np.zeros(wanted.shape, np.int64)
+        for lane, mine in enumerate(wanted.swapaxes(0, 1)):
+            words = take(source, lengths[lane], "<u2").tolist()
+            symbols[:, lane][mine] = decode_lane(states[lane], words, tables[table], h.scale_bits, mine.sum())
+        classes = symbols & 127 if h.layout else symbols[..., None] >> np.array([0, 2, 4, 6]) & 3
+        halves |= classes.reshape(halves.shape) << r | (symbols >> 7 << 15 if h.layout else 0)
+    grid = np.zeros((rows, columns), np.int64)
+    for (y, x), mask, group in zip(origins, inside, np.where(halves >> 15, -(halves & 0x7FFF), halves)):
+        grid[(y + ROW)[mask], (x + COLUMN)[mask]] = group[mask]
+    positions = take(source, escapes, "<u2").astype(np.int64)
+    check(bool((np.diff(positions) > 0).all() and (positions < rows * columns).all()), "escape positions")
+    grid.flat[positions] = take(source, escapes, "<i2" if flags & 64 else "i1")
+    check(not take(source, -source.tell() % 16).any(), "padding is not zero")
+    check(source.tell() == len(payload), "too many bytes")
+    for first in range(0, columns, 16) if flags & 16 else ():  # LEFT
+        grid[:, first:first + 16] = grid[:, first:first + 16].cumsum(1)
+    return grid.astype(np.int16)
+
+
+def decode_matrix(tensors: dict[str, bytes], path: str) -> tuple[Header, np.ndarray, np.ndarray]:
+    """Header, integer grid and FP32 scales of one compressed matrix."""
+    check(all(f"{path}.{part}" in tensors for part in PARTS), f"{path}: a tensor of the five is missing")
+    h, parts = parse_header(tensors[f"{path}.header"]), [tensors[f"{path}.{part}"] for part in PARTS]
+    down, right = -(-h.rows // h.tile_rows), -(-h.columns // h.tile_columns)
+    lengths = [2 * (1, h.rows)[h.granularity], h.table_bytes, 8 * down * right, h.payload_bytes]
+    check(lengths == [len(part) for part in parts], f"{path}: length of a buffer")
+    check_sum(b"".join(parts), h.checksum, path)
+    source, (scales, _, entries, payload) = BytesIO(parts[1]), parts
+    tables = [parse_table(source, h.scale_bits) for _ in range(h.table_count)]
+    check(source.tell() == h.table_bytes, f"{path}: bytes after the last table")
+    tiles, grid = list(struct.iter_unpack("<IBBH", entries)), np.zeros((h.rows, h.columns), np.int16)
+    for index, (offset, *entry) in enumerate(tiles):
+        end = 16 * tiles[index + 1][0] if index + 1 < len(tiles) else h.payload_bytes
+        check(16 * offset <= end <= h.payload_bytes, f"{path}: offset of a tile")
+        y, x = index // right * h.tile_rows, index % right * h.tile_columns
+        area = grid[y:y + h.tile_rows, x:x + h.tile_columns]
+        area[:] = decode_tile(h, tables, *entry, payload[16 * offset:end], *area.shape)
+    return h, grid, (np.frombuffer(scales, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def read_safetensors(path: str) -> dict[str, bytes]:
+    """The tensors of a file by name, once the container's own checksums are compared."""
+    data = Path(path).read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    check(8 <= begin <= len(data), "file header", "Truncated")
+    try:
+        entries = json.loads(data[8:begin])
+        metadata = entries.pop("__metadata__", None)
+        spans = {name: entry["data_offsets"] for name, entry in entries.items()}
+        check(all(0 <= first <= end for first, end in spans.values()), "data_offsets")
+        check(all(begin + end <= len(data) for _, end in spans.values()), "file", "Truncated")
+        tensors = {name: data[begin + first:begin + end] for name, (first, end) in spans.items()}
+        if metadata is not None and any(name.endswith(".header") for name in tensors):
+            check(metadata["codecllm.version"] == "1", "codecllm.version", "Unsupported")
+            zeroed = re.sub(rb'("codecllm\.header"\s*:\s*")[0-9a-f]{16}', rb"\g<1>" + b"0" * 16, data[8:begin])
+            check_sum(zeroed, int(metadata["codecllm.header"], 16), "file header")
+            for name, digits in metadata.items():
+                if name.startswith("codecllm.xxh3."):
+                    check_sum(tensors[name.removeprefix("codecllm.xxh3.")], int(digits, 16), name)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise FormatError(f"Corrupt: file header: {error!r}") from error
+    for name, bias in tensors.items():
+        if name.endswith(".bias") and name.removesuffix("bias") + "weight.header" in tensors:
+            check(len(bias) >= 16, name, "Truncated")
+            check_sum(bias[8:], int.from_bytes(bias[:8], "little"), name)
+            check(bias[8] <= 2 and not any(bias[9:16]), name)
+    return tensors
+
+
+def main() -> None:
+    """Prints a line for each compressed matrix."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file")
+    parser.add_argument("--npz", metavar="OUT", help="save the grids, by path")
+    options = parser.parse_args()
+    if xxh3_64_intdigest is None:
+        print("xxhash is not installed: checksums are not checked")
+    tensors, grids = read_safetensors(options.file), {}
+    for path in (name.removesuffix(".header") for name in tensors if name.endswith(".header")):
+        h, grid, scales = decode_matrix(tensors, path)
+        facts = f"sum {grid.sum(dtype=np.int64)} min {grid.min()} max {grid.max()} first {grid.flat[:8].tolist()}"
+        print(path, list(grid.shape), ("fast", "small")[h.layout], facts, f"scale {scales[0]}")
+        grids[path] = grid
+    if options.npz:
+        np.savez(options.npz, **grids)
+
+
+if __name__ == "__main__":
+    main()
