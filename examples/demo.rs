@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 const QUESTION: &str = "What is the capital of France, and what is it known for?";
 const NEW_TOKENS: usize = 64;
+const COLUMNS: &str = "model, on disk, bits/weight, weights in memory, peak memory, tokens/s, same tokens";
 /// Measures one model in a process of its own, so that its peak memory is its own.
 const ANSWER: &str = "--answer";
 
@@ -48,15 +49,7 @@ fn demo(model: &Path, out: &Path) -> Result<()> {
     }
     eprintln!("\nquestion: {QUESTION}");
     let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header([
-        "model",
-        "on disk",
-        "bits/weight",
-        "weights in memory",
-        "peak memory",
-        "tokens/s",
-        "same tokens",
-    ]);
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(COLUMNS.split(", "));
     let tokenizer = Tokenizer::from_dir(model)?;
     let (mut reference, mut partings) = (None, String::new());
     for (name, dir) in &models {
@@ -67,8 +60,8 @@ fn demo(model: &Path, out: &Path) -> Result<()> {
         table.add_row(row(name, dir, &answer, format!("{same} of {}", reference.len()))?);
         if same < reference.len().max(answer.token_ids.len()) {
             let rest = |ids: &[u32]| tokenizer.decode(&ids[same..ids.len().min(same + 6)]);
-            let (own, other) = (rest(&answer.token_ids)?, rest(reference)?);
-            partings += &format!("{name} parts after token {same}: {own:?} instead of {other:?}\n");
+            let (own, original) = (rest(&answer.token_ids)?, rest(reference)?);
+            partings += &format!("{name} parts after token {same}: {own:?} instead of {original:?}\n");
         }
     }
     println!("\n{table}\n{partings}");
@@ -96,15 +89,14 @@ fn compressed(model: &Path, out: &Path, name: &str, target: Target) -> Result<Pa
 }
 
 fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix:>10} [{bar:30}] {percent}%  {wide_msg}");
+    let style = ProgressStyle::with_template("[{bar:30}] {percent}% {wide_msg}");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn show(bar: &ProgressBar, progress: &Progress<'_>) {
-    bar.set_prefix(progress.stage.to_owned());
     bar.set_length(progress.total_bytes);
     bar.set_position(progress.done_bytes);
-    bar.set_message(progress.tensor_path.to_owned());
+    bar.set_message(format!("{} {}", progress.stage, progress.tensor_path));
 }
 
 fn answer_in_child(dir: &Path) -> Result<Answer> {
@@ -131,14 +123,21 @@ fn ask(generator: &Generator, max_new_tokens: usize) -> Result<Generation> {
 }
 
 fn row(name: &str, dir: &Path, answer: &Answer, same: String) -> Result<[String; 7]> {
-    let on_disk = inspect(dir)?;
+    let on_disk = tensor_file_bytes(dir)?;
     Ok([
         name.to_owned(),
-        DecimalBytes(on_disk.file_bytes).to_string(),
-        format!("{:.2}", on_disk.bits_per_weight),
+        DecimalBytes(on_disk).to_string(),
+        format!("{:.2}", 8.0 * on_disk as f64 / inspect(dir)?.weights as f64),
         DecimalBytes(answer.weight_bytes).to_string(),
         answer.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), |bytes| DecimalBytes(bytes).to_string()),
         format!("{:.1}", answer.tokens_per_second),
         same,
     ])
+}
+
+/// Bytes of the safetensors files of a model directory, headers and all.
+fn tensor_file_bytes(dir: &Path) -> Result<u64> {
+    let files = std::fs::read_dir(dir)?.collect::<std::io::Result<Vec<_>>>()?;
+    let tensors = files.iter().filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"));
+    Ok(tensors.map(|file| file.metadata().map(|metadata| metadata.len())).sum::<std::io::Result<u64>>()?)
 }

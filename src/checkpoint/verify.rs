@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::compress::Progress;
-use super::container::{compressed_paths, is_buffer, is_byte_bias, read_buffers};
+use super::container::{buffer_path, compressed_paths, is_buffer, is_byte_bias, read_buffers};
 use super::Reader;
-use crate::codec::{decompress as decompress_tensor, Matrix};
+use crate::codec::{decompress as decompress_tensor, Matrix, BUFFER_NAMES};
 use crate::error::{Error, Result};
 use crate::nn::Bias;
 use crate::quantize::Distortion;
@@ -52,8 +52,9 @@ pub fn verify(
     };
     let plain = reader.names().filter(|name| !is_buffer(&reader, name)).map(str::to_owned);
     let names: Vec<String> = compressed_paths(&reader).into_iter().chain(plain).collect();
-    let total_bytes = names.len() as u64;
-    for (index, name) in names.iter().enumerate() {
+    let total_bytes = names.iter().map(|name| stored_bytes(&reader, name)).sum();
+    let mut done_bytes = 0;
+    for name in &names {
         report.tensors_checked += 1;
         if let Err(error) = check.tensor(name) {
             report.ok = false;
@@ -61,7 +62,7 @@ pub fn verify(
             report.error = Some(error.to_string());
             return Ok(report);
         }
-        let done_bytes = index as u64 + 1;
+        done_bytes += stored_bytes(&reader, name);
         progress(Progress { stage: "verify", tensor_path: name, done_bytes, total_bytes });
     }
     if let Some(missing) = original.as_ref().and_then(|original| missing(original, &names)) {
@@ -74,6 +75,12 @@ pub fn verify(
         report.snr_db = Some(check.distortion.snr_db()).filter(|snr| snr.is_finite());
     }
     Ok(report)
+}
+
+/// Bytes of a tensor in the directory, compressed or not.
+fn stored_bytes(reader: &Reader, name: &str) -> u64 {
+    let bytes_of = |name: &str| reader.info(name).map_or(0, |info| info.bytes as u64);
+    bytes_of(name) + BUFFER_NAMES.iter().map(|buffer| bytes_of(&buffer_path(name, buffer))).sum::<u64>()
 }
 
 fn missing(original: &Reader, names: &[String]) -> Option<String> {

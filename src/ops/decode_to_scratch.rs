@@ -57,8 +57,8 @@ pub(crate) fn decode_to_scratch<T: ScratchElement>(
     let grid = weight.view.header.grid;
     let band_weights = grid.tile_rows() * grid.cols();
     let output = Output { start: scratch.as_mut_ptr(), len: scratch.len() };
-    parallel_for(bands.len(), weight.view.subject(), &|part| {
-        for index in part {
+    parallel_for(bands.len(), weight.view.subject(), &|claimed| {
+        for index in claimed {
             let start = index * band_weights;
             let len = band_weights.min(output.len.saturating_sub(start));
             // SAFETY: bands are disjoint runs of the scratch slice, which is borrowed for the whole call.

@@ -34,7 +34,10 @@ pub(crate) fn fused_linear(weight: &WeightRef, x: &Tensor) -> Result<Tensor> {
     let output = Output { y: y.as_mut_ptr(), rows: grid.rows() };
     parallel_for(grid.tiles_down(), &subject, &|bands| {
         let mut sink = FusedSink::new(&activations);
-        bands.into_iter().try_for_each(|band| multiply_band(weight, &mut sink, band, &output))
+        for band in bands {
+            multiply_band(weight, &mut sink, band, &output)?;
+        }
+        Ok(())
     })?;
     Tensor::f_from_slice(&y).and_then(|y| y.f_reshape([batch as i64, grid.rows() as i64])).about(&subject)
 }

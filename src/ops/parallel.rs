@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -14,21 +15,26 @@ extern "C" {
     ) -> i32;
 }
 
+/// One thread's share of a loop: it claims indices from the iterator until none is left.
+pub(super) type Job<'a> = dyn Fn(&mut dyn Iterator<Item = usize>) -> Result<()> + Sync + 'a;
+
 struct Context<'a> {
-    job: &'a (dyn Fn(std::ops::Range<usize>) -> Result<()> + Sync),
+    job: &'a Job<'a>,
+    count: usize,
+    next: AtomicUsize,
     first_error: Mutex<Option<Error>>,
 }
 
-/// Runs `job` over disjoint parts of `0..count` and gives the first error.
-pub(super) fn parallel_for(
-    count: usize,
-    subject: &str,
-    job: &(dyn Fn(std::ops::Range<usize>) -> Result<()> + Sync),
-) -> Result<()> {
-    let context = Context { job, first_error: Mutex::new(None) };
+/// Runs `job` on every thread, which together claim each index of `0..count` once, and gives the first error.
+///
+/// Indices are claimed one by one, not split beforehand: where another process holds a core, the thread on the free one
+/// does more of the work instead of waiting.
+pub(super) fn parallel_for(count: usize, subject: &str, job: &Job<'_>) -> Result<()> {
+    let context = Context { job, count, next: AtomicUsize::new(0), first_error: Mutex::new(None) };
     let pointer = std::ptr::from_ref(&context).cast_mut().cast::<c_void>();
+    let threads = count.min(usize::try_from(tch::get_num_threads()).unwrap_or(1)).max(1);
     // SAFETY: `run_part` reads the context, which outlives the call, and never unwinds.
-    let status = unsafe { codecllm_parallel_for(count as i64, run_part, pointer) };
+    let status = unsafe { codecllm_parallel_for(threads as i64, run_part, pointer) };
     let error = context.first_error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     match error {
         Some(error) => Err(error),
@@ -39,10 +45,14 @@ pub(super) fn parallel_for(
     }
 }
 
-extern "C" fn run_part(begin: i64, end: i64, context: *mut c_void) {
+extern "C" fn run_part(_begin: i64, _end: i64, context: *mut c_void) {
     // SAFETY: the pointer is the `Context` that `parallel_for` keeps alive; it is only shared, and is `Sync`.
     let context = unsafe { &*context.cast_const().cast::<Context>() };
-    let outcome = catch_unwind(AssertUnwindSafe(|| (context.job)(begin as usize..end as usize)))
+    let mut claimed = std::iter::from_fn(|| {
+        let index = context.next.fetch_add(1, Ordering::Relaxed);
+        (index < context.count).then_some(index)
+    });
+    let outcome = catch_unwind(AssertUnwindSafe(|| (context.job)(&mut claimed)))
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Corrupt, "a CPU thread", "panicked while decoding")));
     if let Err(error) = outcome {
         let mut first = context.first_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
