@@ -5,8 +5,8 @@ import json
 import re
 import struct
 from collections import namedtuple
+from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
@@ -20,18 +20,14 @@ Header = namedtuple("Header", "magic version layout dtype rows columns tile_rows
 Table = list[tuple[int, int, int]]  # for each slot: symbol, its frequency, slot - start(symbol)
 PARTS = ("scales", "tables", "tiles", "payload")
 LANE, WEIGHT = np.ogrid[:32, :32]
-ROW = LANE // 4 + 8 * (WEIGHT // 2 % 2)  # of weight n of lane l within its group
-COLUMN = 16 * (LANE % 4) + 4 * (WEIGHT // 8) + 2 * (WEIGHT % 8 // 4) + WEIGHT % 2
-
-
-class FormatError(Exception):
-    """What docs/format.md calls Corrupt, Truncated or Unsupported; the message begins with that word."""
+PLACES = np.array([LANE // 4 + 8 * (WEIGHT // 2 % 2),  # row and column within the group, by [lane, weight]
+                   16 * (LANE % 4) + 4 * (WEIGHT // 8) + 2 * (WEIGHT % 8 // 4) + WEIGHT % 2])
 
 
 def check(condition: bool, message: str, kind: str = "Corrupt") -> None:
-    """Raises an error of the kind unless the condition holds."""
+    """Raises an error of the kind (Corrupt, Truncated or Unsupported) unless the condition holds."""
     if not condition:
-        raise FormatError(f"{kind}: {message}")
+        raise ValueError(f"{kind}: {message}")
 
 
 def check_sum(data: bytes, expected: int, what: str) -> None:
@@ -46,17 +42,16 @@ def parse_header(data: bytes) -> Header:
     check(h.magic == b"CLLM", "magic")
     check(h.version == 1, f"version {h.version}", "Unsupported")
     check_sum(data[:48], h.own_checksum, "header")
-    check(h.layout <= 1 and h.dtype <= 2 and h.granularity <= 1 and h.zero == h.zeros == 0, "header code")
-    check(h.rows > 0 and h.columns > 0 and 8 <= h.scale_bits <= 12, "header number")
+    check(h.layout <= 1 and h.dtype <= 2 and h.granularity <= 1 and h.zero == h.zeros == 0, "code in the header")
+    check(h.rows > 0 and h.columns > 0 and 8 <= h.scale_bits <= 12, "number in the header")
     check(h.tile_rows % 16 == h.tile_columns % 64 == 0 < h.tile_rows * h.tile_columns <= 65535, "tile shape")
     return h
 
 
 def take(source: BytesIO, count: int, dtype: str = "u1") -> np.ndarray:
     """The next `count` elements of a buffer."""
-    size = int(count) * np.dtype(dtype).itemsize
-    data = source.read(size)
-    check(len(data) == size, "too few bytes")
+    data = source.read(int(count) * np.dtype(dtype).itemsize)
+    check(len(data) == count * np.dtype(dtype).itemsize, "too few bytes")
     return np.frombuffer(data, dtype)
 
 
@@ -71,52 +66,51 @@ def parse_table(source: BytesIO, scale_bits: int) -> Table:
     return [(symbol, frequency, place) for symbol, frequency in enumerate(frequencies) for place in range(frequency)]
 
 
-def decode_lane(x: int, words: list[int], table: Table, scale_bits: int, count: int) -> list[int]:
-    """Decodes the `count` symbols of one lane from its first state and its words."""
-    symbols, at, mask = [], 0, (1 << scale_bits) - 1
+def decode_lane(x: int, words: list[int], table: Table, scale_bits: int, count: int) -> Iterator[int]:
+    """The `count` symbols of one lane from its first state and its words."""
+    at, mask = 0, (1 << scale_bits) - 1
     for _ in range(count):
         symbol, frequency, place = table[x & mask]
         x = frequency * (x >> scale_bits) + place
         if x < 1 << 16:
             check(at < len(words), "a lane has too few words")
             x, at = x << 16 | words[at], at + 1
-        symbols.append(symbol)
+        yield symbol
     check(x == 1 << 16 and at == len(words), "a lane does not end in state 2^16 at its last word")
-    return symbols
 
 
 def raw_halves(source: BytesIO, inside: np.ndarray, r: int, signed: bool) -> np.ndarray:
     """The raw bits of one group as halves [lane, weight]."""
-    width, halves, owners = r + signed, np.zeros((32, 32), np.uint64), inside.any(1)
+    width, owners, halves = r + signed, inside.any(1), np.zeros((32, 32), np.uint64)
+    lanes, count = owners.sum(), inside.sum() * width  # of bits
+    data = take(source, -(-count // 128) * 16)
+    bits = np.unpackbits(data, bitorder="little").astype(np.uint64)
+    check(not bits[count:].any(), "padding is not zero")
     if (inside.all(1) == owners).all():
-        registers = np.zeros((owners.sum(), 16), np.uint64)
+        words, registers = data.view("<u4").astype(np.uint64), np.zeros((lanes, 16), np.uint64)
         low, sign = 0, int(signed)
         for size in [8] * (width // 8) + [part for part in (4, 2, 1) if width & part]:
             mask = ((1 << size - sign) - 1) << low | sign << 15  # the places of this part in a half
-            low, sign = low + size - sign, 0
-            runs = [take(source, len(registers) * run, "<u4").reshape(-1, run) for run in [4] * (size // 4) or [size]]
-            words = np.hstack(runs).astype(np.uint64)
+            part = words[:lanes * size].reshape(-1, lanes, min(size, 4)).swapaxes(0, 1).reshape(lanes, size)
             for j in range(16):
-                word, turn = words[:, j * size // 16], j * size % 16
+                word, turn = part[:, j * size // 16], j * size % 16
                 registers[:, j] |= (word >> turn | word << 32 - turn) & (mask << 16 | mask)
+            low, sign, words = low + size - sign, 0, words[lanes * size:]
         halves[owners] = np.stack([registers & 0xFFFF, registers >> 16], 2).reshape(-1, 32)
     else:
-        count, places = inside.sum(), np.array([*range(r)] + [15] * signed, np.uint64)
-        bits = np.unpackbits(take(source, (count * width + 7) // 8), bitorder="little").astype(np.uint64)
-        check(not bits[count * width:].any(), "padding is not zero")
-        halves[inside] = (bits[:count * width].reshape(count, width) << places).sum(1)
-    check(not take(source, -source.tell() % 16).any(), "padding is not zero")
+        places = np.array([*range(r)] + [15] * signed, np.uint64)
+        halves[inside] = (bits[:count].reshape(inside.sum(), width) << places).sum(1)
     return halves.astype(np.int64)
 
 
-def decode_tile(h: Header, tables: list[Table], table: int, flags: int, escapes: int, payload: bytes,
-                rows: int, columns: int) -> np.ndarray:
-    """The grid of one tile that the matrix cuts to rows x columns."""
-    source, r, coded = BytesIO(payload), flags & 15, table != 255
-    check(flags < 128 and r <= ((8, 3)[h.layout] if coded else 10), "tile flags")
-    check(table in (255, *range(len(tables))), "a tile's table is not there")
-    origins = [(y, x) for y in range(0, rows, 16) for x in range(0, columns, 64)]
-    inside = np.array([(y + ROW < rows) & (x + COLUMN < columns) for y, x in origins])
+def decode_tile(h: Header, tables: list[Table], entry: list[int], payload: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """The grid of one tile, of the shape that the matrix cuts it to; `entry` is table, flags, escapes."""
+    source, (table, flags, escapes), (rows, columns) = BytesIO(payload), entry, shape
+    coded, r = table != 255, flags & 15
+    check(flags < 128 and r <= ((8, 3)[h.layout] if coded else 10), "flags of a tile")
+    check(not coded or table < len(tables), "table of a tile")
+    y, x = np.mgrid[0:rows:16, 0:columns:64].reshape(2, -1, 1, 1) + PLACES[:, None]  # by [group, lane, weight]
+    inside = (y < rows) & (x < columns)
     if coded:
         states, lengths = take(source, 32, "<u4").tolist(), take(source, 32, "<u2" if flags & 32 else "u1").tolist()
     halves = np.array([raw_halves(source, group, r, h.layout == 0 if coded else r > 0) for group in inside])
@@ -125,17 +119,15 @@ def decode_tile(h: Header, tables: list[Table], table: int, flags: int, escapes:
         symbols = np.zeros(wanted.shape, np.int64)
         for lane, mine in enumerate(wanted.swapaxes(0, 1)):
             words = take(source, lengths[lane], "<u2").tolist()
-            symbols[:, lane][mine] = decode_lane(states[lane], words, tables[table], h.scale_bits, mine.sum())
+            symbols[:, lane][mine] = [*decode_lane(states[lane], words, tables[table], h.scale_bits, mine.sum())]
         classes = symbols & 127 if h.layout else symbols[..., None] >> np.array([0, 2, 4, 6]) & 3
         halves |= classes.reshape(halves.shape) << r | (symbols >> 7 << 15 if h.layout else 0)
-    grid = np.zeros((rows, columns), np.int64)
-    for (y, x), mask, group in zip(origins, inside, np.where(halves >> 15, -(halves & 0x7FFF), halves)):
-        grid[(y + ROW)[mask], (x + COLUMN)[mask]] = group[mask]
+    grid = np.zeros(shape, np.int64)
+    grid[y[inside], x[inside]] = np.where(halves >> 15, -(halves & 0x7FFF), halves)[inside]
     positions = take(source, escapes, "<u2").astype(np.int64)
     check(bool((np.diff(positions) > 0).all() and (positions < rows * columns).all()), "escape positions")
     grid.flat[positions] = take(source, escapes, "<i2" if flags & 64 else "i1")
-    check(not take(source, -source.tell() % 16).any(), "padding is not zero")
-    check(source.tell() == len(payload), "too many bytes")
+    check(bytes(-source.tell() % 16) == source.read(), "end of a tile's payload")
     for first in range(0, columns, 16) if flags & 16 else ():  # LEFT
         grid[:, first:first + 16] = grid[:, first:first + 16].cumsum(1)
     return grid.astype(np.int16)
@@ -158,36 +150,30 @@ def decode_matrix(tensors: dict[str, bytes], path: str) -> tuple[Header, np.ndar
         check(16 * offset <= end <= h.payload_bytes, f"{path}: offset of a tile")
         y, x = index // right * h.tile_rows, index % right * h.tile_columns
         area = grid[y:y + h.tile_rows, x:x + h.tile_columns]
-        area[:] = decode_tile(h, tables, *entry, payload[16 * offset:end], *area.shape)
+        area[:] = decode_tile(h, tables, entry, payload[16 * offset:end], area.shape)
     return h, grid, (np.frombuffer(scales, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def read_safetensors(path: str) -> dict[str, bytes]:
     """The tensors of a file by name, once the container's own checksums are compared."""
-    data = Path(path).read_bytes()
+    data = np.fromfile(path, np.uint8).tobytes()
     begin = 8 + int.from_bytes(data[:8], "little")
     check(8 <= begin <= len(data), "file header", "Truncated")
-    try:
-        entries = json.loads(data[8:begin])
-        metadata = entries.pop("__metadata__", None)
-        spans = {name: entry["data_offsets"] for name, entry in entries.items()}
-        check(all(0 <= first <= end for first, end in spans.values()), "data_offsets")
-        check(all(begin + end <= len(data) for _, end in spans.values()), "file", "Truncated")
-        tensors = {name: data[begin + first:begin + end] for name, (first, end) in spans.items()}
-        if metadata is not None and any(name.endswith(".header") for name in tensors):
-            check(metadata["codecllm.version"] == "1", "codecllm.version", "Unsupported")
-            zeroed = re.sub(rb'("codecllm\.header"\s*:\s*")[0-9a-f]{16}', rb"\g<1>" + b"0" * 16, data[8:begin])
-            check_sum(zeroed, int(metadata["codecllm.header"], 16), "file header")
-            for name, digits in metadata.items():
-                if name.startswith("codecllm.xxh3."):
-                    check_sum(tensors[name.removeprefix("codecllm.xxh3.")], int(digits, 16), name)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise FormatError(f"Corrupt: file header: {error!r}") from error
+    entries = json.loads(data[8:begin])
+    metadata = entries.pop("__metadata__", None)
+    spans = {name: entry["data_offsets"] for name, entry in entries.items()}
+    check(all(0 <= first <= end <= len(data) - begin for first, end in spans.values()), "file data", "Truncated")
+    tensors = {name: data[begin + first:begin + end] for name, (first, end) in spans.items()}
+    if metadata is not None and any(name.endswith(".header") for name in tensors):
+        check("codecllm.header" in metadata, "no codecllm.header")
+        zeroed = re.sub(rb'("codecllm\.header"\s*:\s*")[0-9a-f]{16}', rb"\g<1>" + b"0" * 16, data[8:begin])
+        check_sum(zeroed, int(metadata["codecllm.header"], 16), "file header")
+        for name in (name for name in tensors if f"codecllm.xxh3.{name}" in metadata):
+            check_sum(tensors[name], int(metadata[f"codecllm.xxh3.{name}"], 16), name)
     for name, bias in tensors.items():
         if name.endswith(".bias") and name.removesuffix("bias") + "weight.header" in tensors:
-            check(len(bias) >= 16, name, "Truncated")
+            check(len(bias) >= 16 and bias[8] <= 2 and not any(bias[9:16]), name)
             check_sum(bias[8:], int.from_bytes(bias[:8], "little"), name)
-            check(bias[8] <= 2 and not any(bias[9:16]), name)
     return tensors
 
 
@@ -202,8 +188,8 @@ def main() -> None:
     tensors, grids = read_safetensors(options.file), {}
     for path in (name.removesuffix(".header") for name in tensors if name.endswith(".header")):
         h, grid, scales = decode_matrix(tensors, path)
-        facts = f"sum {grid.sum(dtype=np.int64)} min {grid.min()} max {grid.max()} first {grid.flat[:8].tolist()}"
-        print(path, list(grid.shape), ("fast", "small")[h.layout], facts, f"scale {scales[0]}")
+        print(path, list(grid.shape), ("fast", "small")[h.layout], "sum", grid.sum(dtype=np.int64), "min", grid.min(),
+              "max", grid.max(), "first", grid.flat[:8].tolist(), "scale", scales[0])
         grids[path] = grid
     if options.npz:
         np.savez(options.npz, **grids)

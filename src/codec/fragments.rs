@@ -5,7 +5,9 @@
 use super::decode::TileSink;
 use super::header::Layout;
 use super::tile_payload::TileSections;
-use crate::rans::simd::{all_ended, EntryTable, LaneArray, LaneVectors, Level, StepConstants, U32x32};
+use crate::rans::simd::{
+    all_ended, prefetch, EntryTable, LaneArray, LaneVectors, Level, StepConstants, U32x32,
+};
 use crate::rans::{LANES, STATE_LOWER_BOUND, WORD_BITS};
 use crate::tile::raw_bits::{RawField, RawPart};
 use crate::tile::{Group, Tile, GROUP_COLS, LANE_COLS, LANE_REGISTERS, LANE_WEIGHTS, STRIPE_ROWS};
@@ -50,6 +52,12 @@ impl Fragments {
 /// Words are read in windows of two: this many bytes past a lane's last word may be read.
 const WINDOW_SLACK_BYTES: usize = 8;
 
+/// How far ahead raw bits are fetched: a few groups, about the latency of memory in decoding time.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Roughly what a payload has beside raw bits and words.
+const PAYLOAD_OVERHEAD_BYTES: usize = 192;
+
 /// One tile, checked and ready to decode.
 pub(super) struct TileJob<'a> {
     pub layout: Layout,
@@ -69,6 +77,9 @@ impl WordBuffer {
         // A step takes at most one word, so no lane gets further than this past where it starts.
         let steps =
             job.tile.stripes() * job.tile.groups_across() * LANE_WEIGHTS / job.layout.weights_per_symbol();
+        // The words of the tile that most likely comes next lie as far ahead as this tile is long.
+        let ahead = job.sections.raw.len() + job.sections.words.len() + PAYLOAD_OVERHEAD_BYTES;
+        prefetch(job.sections.words.as_ptr().wrapping_add(ahead), job.sections.words.len());
         self.0.clear();
         self.0.extend_from_slice(job.sections.words);
         self.0.resize(job.sections.words.len() + 2 * steps + WINDOW_SLACK_BYTES, 0);
@@ -121,6 +132,7 @@ unsafe fn decode_tile<V: U32x32>(job: &TileJob, words: &[u8], sink: &mut dyn Til
     for group in job.tile.groups() {
         let (own, rest) = raw.split_at(job.field.group_bytes(&group));
         raw = rest;
+        prefetch(own.as_ptr().wrapping_add(PREFETCH_BYTES), own.len());
         if !group.lanes_are_whole() {
             fragments = Fragments::zero();
             job.field.read_group(&group, own, |lane, n, half| fragments.add_half(lane, n, half));

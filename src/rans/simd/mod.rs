@@ -70,6 +70,19 @@ pub(crate) unsafe trait U32x32: Copy {
     unsafe fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
 }
 
+/// Asks for the cache lines of `count` bytes from `from` on. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch(from: *const u8, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..count).step_by(64) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        // SAFETY: SSE is part of x86-64, and a prefetch faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, count);
+}
+
 /// Every lane's own number.
 static LANE_INDEX: LaneArray = {
     let mut index = [0; LANES];
