@@ -16,7 +16,9 @@ impl TileSink for Discard {
         self.0 ^= fragments.0[0][0];
     }
 
-    fn escape(&mut self, _: usize, _: usize, _: i16) {}
+    fn escape(&mut self, _: usize, _: usize, _: i16) -> bool {
+        true
+    }
 }
 
 fn decode_tiles(view: &View<'_>, tables: &DecodeTables, decoder: &mut TileDecoder) -> u32 {

@@ -58,6 +58,23 @@ impl Quantized {
         row_scale(&self.scales, row)
     }
 
+    /// Brings values whose weight would round to infinity in its own dtype (`is_finite` says of an FP32 weight whether
+    /// it would not) towards zero. Only rows at the very edge of a dtype's range have any.
+    pub fn keep_finite(&mut self, cols: usize, is_finite: impl Fn(f32) -> bool) {
+        for (row, values) in self.values.chunks_exact_mut(cols).enumerate() {
+            let scale = row_scale(&self.scales, row);
+            let largest = values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0);
+            if is_finite(f32::from(largest) * scale) {
+                continue;
+            }
+            for value in values {
+                while *value != 0 && !is_finite(f32::from(*value) * scale) {
+                    *value -= value.signum();
+                }
+            }
+        }
+    }
+
     /// Compares with the `weights` `[.., cols]` that the matrix was made from.
     pub fn distortion(&self, weights: &[f32], cols: usize) -> Distortion {
         let rows: Vec<Distortion> = weights
@@ -119,9 +136,12 @@ pub fn quantize_rows(weights: &[f32], cols: usize, levels: i16, subject: &str) -
 
 /// One step for the whole matrix. A step so small that a weight would pass the grid's 16 bits is raised.
 ///
-/// Errors where a weight is not finite. `subject` is the tensor path.
+/// Errors where a weight or the step is not finite. `subject` is the tensor path.
 pub fn quantize_tensor(weights: &[f32], cols: usize, step: f32, subject: &str) -> Result<Quantized> {
     check_finite(weights, cols, subject)?;
+    if !bf16::from_f32(step).is_finite() {
+        return Err(Error::invalid(subject, format!("step {step}, wanted a number that BF16 can hold")));
+    }
     let least = absmax(weights) / f32::from(MAX_MAGNITUDE);
     let scale = if step > least { bf16::from_f32(step) } else { round_up(least) };
     // Rounding to BF16 may have gone below the least step.

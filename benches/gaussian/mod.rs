@@ -27,7 +27,7 @@ pub fn sample([rows, cols]: [usize; 2], (layout, name): (Layout, &str)) -> Sampl
     let weight = Tensor::randn([rows as i64, cols as i64], (Kind::Float, Device::Cpu)) * 0.02;
     let weight = weight.to_kind(Kind::Half);
     let matrix = Matrix::of("gaussian", &weight).unwrap();
-    let quantized = StepRule::RowAbsmax.quantize(&matrix.weights, cols, "gaussian").unwrap();
+    let quantized = StepRule::RowAbsmax.quantize(&matrix, "gaussian").unwrap();
     let options = EncodeOptions { layout, ..EncodeOptions::default() };
     let compressed = CompressedTensor::encode("gaussian", &matrix, &quantized, options).unwrap();
     Sample { name: format!("{rows}x{cols}/{name}"), weight, matrix, quantized, options, compressed }

@@ -18,7 +18,9 @@ use crate::quantize::Distortion;
 
 /// How far the size may be from a budget before the steps are corrected and everything is encoded again, bits a weight.
 const BUDGET_TOLERANCE: f64 = 0.02;
-/// Corrections before the last result is taken as it is.
+/// How far it may be after the last correction.
+const BUDGET_LIMIT: f64 = 0.05;
+/// Times that everything is encoded.
 const BUDGET_ATTEMPTS: usize = 3;
 
 /// What size or quality to aim for.
@@ -139,7 +141,7 @@ pub fn compress(
     let samples = job.samples(progress)?;
     let mut aim = bits;
     for attempt in 1..=BUDGET_ATTEMPTS {
-        let exponent = solve_exponent(&samples, job.other_bytes(), aim)?;
+        let exponent = solve_exponent(&samples, job.other_bytes(), job.weights() as usize, aim)?;
         let step = |path: &str| {
             samples
                 .iter()
@@ -150,18 +152,24 @@ pub fn compress(
         let mut got = bits;
         let accept = |reached: f64| {
             got = reached;
-            attempt >= BUDGET_ATTEMPTS || (reached - bits).abs() <= BUDGET_TOLERANCE
+            let tolerance = if attempt < BUDGET_ATTEMPTS { BUDGET_TOLERANCE } else { BUDGET_LIMIT };
+            (reached - bits).abs() <= tolerance
         };
         if let Some(report) = job.write(out.as_ref(), step, progress, accept)? {
             return Ok(report);
         }
         aim += bits - got;
     }
-    Err(Error::invalid("--bits", "was not met"))
+    Err(Error::invalid(
+        "--bits",
+        format!(
+            "{bits} bits a weight were not met within {BUDGET_LIMIT}: what is not compressed weighs too much"
+        ),
+    ))
 }
 
 fn refuse_compressed(reader: &Reader) -> Result<()> {
-    match reader.names().find(|name| is_buffer(reader, name)) {
+    match reader.names().find(|name| is_buffer(name)) {
         None => Ok(()),
         Some(name) => Err(Error::invalid(
             name,
@@ -264,7 +272,7 @@ impl Job<'_> {
 
     fn compress_tensor(&self, path: &str, rule: StepRule, writer: &mut Writer) -> Result<TensorReport> {
         let matrix = self.matrix(path)?;
-        let quantized = rule.quantize(&matrix.weights, matrix.shape[1], path)?;
+        let quantized = rule.quantize(&matrix, path)?;
         let compressed = CompressedTensor::encode(path, &matrix, &quantized, self.encode_options(path))?;
         for (name, bytes) in compressed.buffers().iter() {
             writer.add(&format!("{path}.{name}"), safetensors::Dtype::U8, &[bytes.len()], bytes)?;
@@ -277,11 +285,12 @@ impl Job<'_> {
         let Some(info) = self.reader.info(path) else {
             return Err(Error::invalid(path, "no such tensor"));
         };
-        let of_compressed = path
-            .strip_suffix(".bias")
-            .is_some_and(|layer| self.selected.contains(&format!("{layer}.weight")));
+        let of_compressed = info.shape.len() == 1
+            && path
+                .strip_suffix(".bias")
+                .is_some_and(|layer| self.selected.contains(&format!("{layer}.weight")));
         if of_compressed {
-            let bytes = Bias::byte_vec(&self.reader.read(path)?)?;
+            let bytes = Bias::byte_vec(&self.reader.read(path)?).map_err(|error| error.about(path))?;
             return writer.add(path, safetensors::Dtype::U8, &[bytes.len()], &bytes);
         }
         let bytes = self.reader.read_bytes(path)?;

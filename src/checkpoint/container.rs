@@ -4,7 +4,7 @@
 //! has its checksum in the file's metadata, and the file's own header has one over itself, so no byte of a container
 //! is unguarded. A file that a VarStore saved has no metadata: its compressed tensors guard themselves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tch::Tensor;
 use xxhash_rust::xxh3::xxh3_64;
@@ -34,29 +34,30 @@ pub(super) fn buffer_path(tensor_path: &str, buffer: &str) -> String {
     format!("{tensor_path}.{buffer}")
 }
 
-/// The tensor path of a compressed tensor, given the name of its header.
-pub(super) fn tensor_path_of_header<'a>(reader: &Reader, name: &'a str) -> Option<&'a str> {
-    let path = name.strip_suffix(".header")?;
-    reader.info(&buffer_path(path, "payload")).map(|_| path)
+/// The tensor path of a compressed tensor, given the name of one of its buffers. Any one will do, so that a tensor that
+/// has lost some is noticed.
+pub(super) fn path_of_buffer(name: &str) -> Option<&str> {
+    BUFFER_NAMES.iter().find_map(|buffer| {
+        let path = name.strip_suffix(buffer)?.strip_suffix('.')?;
+        path.ends_with(".weight").then_some(path)
+    })
 }
 
-/// Whether `reader` holds `tensor_path` compressed.
+/// Whether `reader` holds any buffer of `tensor_path` compressed.
 pub(super) fn holds_compressed(reader: &Reader, tensor_path: &str) -> bool {
-    reader.info(&buffer_path(tensor_path, "header")).is_some()
+    BUFFER_NAMES.iter().any(|buffer| reader.info(&buffer_path(tensor_path, buffer)).is_some())
 }
 
 /// The tensor paths of all compressed tensors, in file order.
 pub(super) fn compressed_paths(reader: &Reader) -> Vec<String> {
-    reader.names().filter_map(|name| tensor_path_of_header(reader, name)).map(str::to_owned).collect()
+    let mut seen = HashSet::new();
+    let paths = reader.names().filter_map(path_of_buffer);
+    paths.filter(|path| seen.insert(*path)).map(str::to_owned).collect()
 }
 
 /// Whether `name` is a buffer of a compressed tensor.
-pub(super) fn is_buffer(reader: &Reader, name: &str) -> bool {
-    BUFFER_NAMES.iter().any(|buffer| {
-        name.strip_suffix(buffer)
-            .and_then(|rest| rest.strip_suffix('.'))
-            .is_some_and(|path| holds_compressed(reader, path))
-    })
+pub(super) fn is_buffer(name: &str) -> bool {
+    path_of_buffer(name).is_some()
 }
 
 /// If `name` is the bias of a compressed linear, stored as bytes.
@@ -118,4 +119,10 @@ fn check_bytes(reader: &Reader, tensor_path: &str, buffer: &str) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Bytes of a tensor in the directory, compressed or not.
+pub(super) fn stored_bytes(reader: &Reader, name: &str) -> u64 {
+    let bytes_of = |name: &str| reader.info(name).map_or(0, |info| info.bytes as u64);
+    bytes_of(name) + BUFFER_NAMES.iter().map(|buffer| bytes_of(&buffer_path(name, buffer))).sum::<u64>()
 }

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use tch::{Kind, Tensor};
 
 use super::compress::{copy_other_files, Progress};
-use super::container::{is_buffer, is_byte_bias, read_buffers, tensor_path_of_header};
+use super::container::{compressed_paths, is_buffer, is_byte_bias, read_buffers, stored_bytes};
 use super::{Reader, Writer};
 use crate::codec::decompress as decompress_tensor;
 use crate::error::{Error, Result, TorchContext};
@@ -23,7 +23,8 @@ pub fn decompress(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<u64> {
     let reader = Reader::open(dir)?;
-    if !reader.names().any(|name| is_buffer(&reader, name)) {
+    let compressed = compressed_paths(&reader);
+    if compressed.is_empty() {
         return Err(Error::invalid(
             reader.dir().display().to_string(),
             "holds no compressed tensor; it is an ordinary checkpoint already",
@@ -32,24 +33,22 @@ pub fn decompress(
     let mut writer = Writer::create(out.as_ref())?;
     writer.metadata("format", "pt");
     copy_other_files(reader.dir(), &mut writer)?;
-    let bytes_of = |name: &str| reader.info(name).map_or(0, |info| info.bytes as u64);
-    let total_bytes = reader.names().map(bytes_of).sum();
+    let plain = reader.names().filter(|name| !is_buffer(name));
+    let names: Vec<&str> = compressed.iter().map(String::as_str).chain(plain).collect();
+    let total_bytes = names.iter().map(|name| stored_bytes(&reader, name)).sum();
     let mut done_bytes = 0;
-    for name in reader.names() {
+    for name in names {
         write_one(&reader, name, &mut writer)?;
-        done_bytes += bytes_of(name);
+        done_bytes += stored_bytes(&reader, name);
         progress(Progress { stage: "decompress", tensor_path: name, done_bytes, total_bytes });
     }
     writer.finish()
 }
 
 fn write_one(reader: &Reader, name: &str, writer: &mut Writer) -> Result<()> {
-    if let Some(path) = tensor_path_of_header(reader, name) {
-        let tensor = decompress_tensor(&read_buffers(reader, path)?, path)?;
-        return write_tensor(path, &tensor, writer);
-    }
-    if is_buffer(reader, name) {
-        return Ok(());
+    if reader.info(name).is_none() {
+        let tensor = decompress_tensor(&read_buffers(reader, name)?, name)?;
+        return write_tensor(name, &tensor, writer);
     }
     let bytes = reader.read_bytes(name)?;
     if is_byte_bias(reader, name) {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Metadata, SafeTensorError};
 
-use super::container::{check_version, checksum, HEADER_KEY, NO_CHECKSUM};
+use super::container::{check_version, checksum, is_buffer, HEADER_KEY, NO_CHECKSUM};
 use crate::error::{Error, Result};
 
 /// Bytes of the little-endian header length that a file starts with.
@@ -146,8 +146,9 @@ fn check_seal(json: &[u8], metadata: &Metadata, subject: &str) -> Result<()> {
     let Some(keys) = metadata.metadata() else { return Ok(()) };
     check_version(keys, subject)?;
     let Some(at) = seal_position(json) else {
-        let compressed = metadata.offset_keys().iter().any(|name| name.ends_with(".weight.payload"));
-        return match compressed {
+        let ours = keys.keys().any(|key| key.starts_with("codecllm."))
+            || metadata.offset_keys().iter().any(|name| is_buffer(name));
+        return match ours {
             true => Err(Error::corrupt(subject, "header has lost its checksum (file damaged?)")),
             false => Ok(()),
         };

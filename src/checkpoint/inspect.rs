@@ -61,7 +61,7 @@ pub fn inspect(dir: impl AsRef<Path>) -> Result<InspectReport> {
     for path in compressed_paths(&reader) {
         tensors.push(inspect_compressed(&reader, &path)?);
     }
-    let plain = reader.names().filter(|name| !is_buffer(&reader, name));
+    let plain = reader.names().filter(|name| !is_buffer(name));
     tensors.extend(plain.filter_map(|name| inspect_plain(&reader, name)));
     let weights = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum::<u64>();
     let file_bytes = tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
@@ -77,6 +77,7 @@ pub fn inspect(dir: impl AsRef<Path>) -> Result<InspectReport> {
 fn inspect_compressed(reader: &Reader, path: &str) -> Result<InspectTensor> {
     let buffers = read_buffers(reader, path)?;
     let view = buffers.view(path)?;
+    view.verify_checksum()?;
     let grid = view.header.grid;
     let mut raw_bits = Vec::new();
     let mut escapes = 0;

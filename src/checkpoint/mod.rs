@@ -35,6 +35,6 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 /// What [`Reader::open`] reports.
 pub fn is_compressed(dir: impl AsRef<std::path::Path>) -> crate::error::Result<bool> {
     let reader = Reader::open(dir)?;
-    let found = reader.names().any(|name| container::is_buffer(&reader, name));
+    let found = reader.names().any(container::is_buffer);
     Ok(found)
 }

@@ -9,7 +9,7 @@ use super::selection::{select, EMBEDDING};
 use super::Reader;
 use crate::codec::{CompressedTensor, EncodeOptions, Matrix, StepRule, TensorStats};
 use crate::error::Result;
-use crate::quantize::{root_mean_square, Distortion};
+use crate::quantize::{check_finite, root_mean_square, Distortion};
 
 /// Weights of a tensor that are tried.
 const SAMPLE_WEIGHTS: usize = 1 << 18;
@@ -94,6 +94,7 @@ fn measure(
     options: &CompressOptions,
     totals: &mut [Total],
 ) -> Result<StatsTensor> {
+    check_finite(&matrix.weights, matrix.shape[1], name)?;
     let rms = root_mean_square(&matrix.weights);
     let sample = matrix.sample(SAMPLE_WEIGHTS);
     let encode = EncodeOptions { layout: options.layout, row_access: name == EMBEDDING, allow_left: true };
@@ -101,7 +102,7 @@ fn measure(
         .chain(CURVE_EXPONENTS.iter().map(|exponent| StepRule::Step((rms * exponent.exp2()) as f32)));
     let mut first = None;
     for (rule, total) in rules.zip(totals) {
-        let quantized = rule.quantize(&sample.weights, sample.shape[1], name)?;
+        let quantized = rule.quantize(&sample, name)?;
         let stats = *CompressedTensor::encode(name, &sample, &quantized, encode)?.stats();
         total.add(&stats, matrix.weights.len() as f64 / stats.weights as f64);
         first.get_or_insert(stats);

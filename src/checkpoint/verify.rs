@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::compress::Progress;
-use super::container::{buffer_path, compressed_paths, is_buffer, is_byte_bias, read_buffers};
+use super::container::{compressed_paths, is_buffer, is_byte_bias, read_buffers, stored_bytes};
 use super::Reader;
-use crate::codec::{decompress as decompress_tensor, Matrix, BUFFER_NAMES};
+use crate::codec::{decompress as decompress_tensor, Matrix};
 use crate::error::{Error, Result};
 use crate::nn::Bias;
 use crate::quantize::Distortion;
@@ -50,7 +50,7 @@ pub fn verify(
         first_bad_tensor: None,
         error: None,
     };
-    let plain = reader.names().filter(|name| !is_buffer(&reader, name)).map(str::to_owned);
+    let plain = reader.names().filter(|name| !is_buffer(name)).map(str::to_owned);
     let names: Vec<String> = compressed_paths(&reader).into_iter().chain(plain).collect();
     let total_bytes = names.iter().map(|name| stored_bytes(&reader, name)).sum();
     let mut done_bytes = 0;
@@ -75,12 +75,6 @@ pub fn verify(
         report.snr_db = Some(check.distortion.snr_db()).filter(|snr| snr.is_finite());
     }
     Ok(report)
-}
-
-/// Bytes of a tensor in the directory, compressed or not.
-fn stored_bytes(reader: &Reader, name: &str) -> u64 {
-    let bytes_of = |name: &str| reader.info(name).map_or(0, |info| info.bytes as u64);
-    bytes_of(name) + BUFFER_NAMES.iter().map(|buffer| bytes_of(&buffer_path(name, buffer))).sum::<u64>()
 }
 
 fn missing(original: &Reader, names: &[String]) -> Option<String> {
@@ -114,8 +108,9 @@ impl Check<'_> {
             own.noise += error * error;
             own.max_error = own.max_error.max(error.abs());
         }
-        // Quantization to 2.5 bits keeps 12 dB; a matrix of another layer has none in common.
-        if own.signal > 0.0 && own.noise > own.signal {
+        // Quantization to 2.5 bits keeps 12 dB; a matrix of another layer has none in common. A NaN is no match either.
+        let matches = own.noise <= own.signal || own.signal == 0.0;
+        if !matches {
             return Err(Error::corrupt(
                 name,
                 format!(
@@ -135,8 +130,11 @@ impl Check<'_> {
         let bias = if is_bias { Some(Bias::from_bytes(name, &bytes)?) } else { None };
         let Some(original) = self.original else { return Ok(()) };
         let same = match bias {
-            Some(bias) => bias.equal(&original.read(name)?),
-            None => bytes == original.read_bytes(name)?,
+            Some(_) => bytes == Bias::byte_vec(&original.read(name)?).map_err(|error| error.about(name))?,
+            None => {
+                let kind = |reader: &Reader| reader.info(name).map(|info| (info.dtype, info.shape.clone()));
+                kind(self.reader) == kind(original) && bytes == original.read_bytes(name)?
+            }
         };
         if same {
             Ok(())

@@ -104,9 +104,16 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// The scale of each row (or the only one), as FP32.
-    pub fn scales(&self) -> Vec<f32> {
-        self.scales.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+    /// The scale of each row (or the only one), as FP32. Errors where one is not a finite number.
+    pub fn scales(&self) -> Result<Vec<f32>> {
+        let scales: Vec<f32> =
+            self.scales.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+        match scales.iter().position(|scale| !scale.is_finite()) {
+            None => Ok(scales),
+            Some(row) => {
+                Err(Error::corrupt(&*self.subject, format!("the scale of row {row} is {}", scales[row])))
+            }
+        }
     }
 
     /// Reads the frequency tables.

@@ -50,7 +50,9 @@ pub trait TileSink {
     /// The fragments of one group, escapes left out (they are zero). Groups come in order, stripe by stripe.
     fn group(&mut self, group: &Group, fragments: &Fragments);
     /// One escape, after all groups: the true value of a weight that was zero in its fragment.
-    fn escape(&mut self, row: usize, col: usize, value: i16);
+    ///
+    /// `false` if the sink can tell that it was not zero.
+    fn escape(&mut self, row: usize, col: usize, value: i16) -> bool;
 }
 
 /// Decodes tiles, with room of its own to do so. One a thread.
@@ -124,10 +126,20 @@ impl TileDecoder {
             ));
         }
         for (position, value) in sections.escapes() {
-            sink.escape(position / tile.cols, position % tile.cols, value);
+            if !sink.escape(position / tile.cols, position % tile.cols, value) {
+                return Err(escape_conflict(view, &tile));
+            }
         }
         Ok(())
     }
+}
+
+/// The error for an escape at a weight that is not coded as zero.
+pub(super) fn escape_conflict(view: &View, tile: &Tile) -> Error {
+    Error::corrupt(
+        view.subject(),
+        format!("an escaped weight of the tile at row {}, column {} is coded too", tile.row, tile.col),
+    )
 }
 
 /// Gives a tile that is already on the grid to `sink` in the order of a decoded one.
@@ -146,7 +158,7 @@ fn feed_values(values: &[i16], tile: Tile, sink: &mut dyn TileSink) {
         sink.group(&group, &fragments);
     }
     for (position, &value) in values.iter().enumerate().filter(|(_, &value)| !fits(value)) {
-        sink.escape(position / tile.cols, position % tile.cols, value);
+        let _was_zero = sink.escape(position / tile.cols, position % tile.cols, value);
     }
 }
 
@@ -154,7 +166,7 @@ fn feed_values(values: &[i16], tile: Tile, sink: &mut dyn TileSink) {
 pub fn decode_grid(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
     let grid = view.header.grid;
     let tables = DecodeTables::new(view)?;
-    let mut values = vec![0; grid.rows() * grid.cols()];
+    let mut values = zeros(grid.rows().saturating_mul(grid.cols()), view.subject())?;
     let band = grid.tile_rows() * grid.cols();
     values.par_chunks_mut(band).enumerate().try_for_each_init(
         || level.map_or_else(|| Some(TileDecoder::new()), TileDecoder::with_level),
@@ -170,6 +182,16 @@ pub fn decode_grid(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
             Ok(())
         },
     )?;
+    Ok(values)
+}
+
+/// `len` zeros, or an error where there is no room: a few damaged bytes may ask for any size.
+pub(super) fn zeros<T: Clone + Default>(len: usize, subject: &str) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|e| {
+        Error::invalid(subject, format!("decoding it needs room for {len} weights: {e}")).with_source(e)
+    })?;
+    values.resize(len, T::default());
     Ok(values)
 }
 
@@ -193,7 +215,8 @@ impl TileSink for GridSink<'_> {
         }
     }
 
-    fn escape(&mut self, row: usize, col: usize, value: i16) {
-        self.band[row * self.cols + self.first_col + col] = value;
+    fn escape(&mut self, row: usize, col: usize, value: i16) -> bool {
+        let cell = &mut self.band[row * self.cols + self.first_col + col];
+        std::mem::replace(cell, value) == 0
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::rans::encoder::LaneEncoder;
 use crate::rans::{FrequencyTable, LANES};
 use crate::tile::raw_bits::{RawField, MAX_RAW_BITS};
-use crate::tile::{lane_weight, Group, Tile, TileGrid, LANE_WEIGHTS};
+use crate::tile::{lane_weight, Group, Tile, TileGrid, GROUP_COLS, LANE_WEIGHTS, STRIPE_ROWS};
 
 /// How to encode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub fn encode(
     dtype: SourceDtype,
     options: EncodeOptions,
 ) -> Result<Buffers> {
+    // Refuses a shape without weights before anything is divided by it.
+    TileGrid::new(rows, cols, STRIPE_ROWS, GROUP_COLS, subject)?;
     let shape = TileShape::choose(rows, cols, options.layout, options.row_access);
     let grid = TileGrid::new(rows, cols, shape.rows, shape.cols, subject)?;
     check_input(subject, values, scales, &grid)?;

@@ -248,7 +248,8 @@ impl Header {
         Ok(Self {
             layout,
             dtype: SourceDtype::from_code(bytes[7], subject)?,
-            grid: TileGrid::new(size(8, 4)?, size(12, 4)?, size(16, 2)?, size(18, 2)?, subject)?,
+            grid: TileGrid::new(size(8, 4)?, size(12, 4)?, size(16, 2)?, size(18, 2)?, subject)
+                .map_err(|error| corrupt(error.to_string()).about(subject))?,
             scale_bits,
             scale_granularity,
             table_count: usize::from(bytes[22]),

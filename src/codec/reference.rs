@@ -1,6 +1,7 @@
 //! The reference decoder of a tensor: the definition of the format, one weight at a time, never optimized.
 
 use super::buffers::View;
+use super::decode::{escape_conflict, zeros};
 use super::half_value;
 use super::tile_payload::{Predictor, TileSections};
 use crate::error::{Error, Result};
@@ -12,7 +13,7 @@ use crate::tile::{Tile, LANE_COLS, LANE_WEIGHTS};
 pub fn decode_grid_reference(view: &View) -> Result<Vec<i16>> {
     let grid = view.header.grid;
     let tables = view.frequency_tables()?;
-    let mut values = vec![0; grid.rows() * grid.cols()];
+    let mut values = zeros(grid.rows().saturating_mul(grid.cols()), view.subject())?;
     for index in 0..grid.tile_count() {
         let tile = grid.tile(index);
         let decoded = decode_tile_reference(view, index, &tables)?;
@@ -40,7 +41,9 @@ pub(super) fn decode_tile_reference(
     }
     let mut values: Vec<i16> = halves.iter().map(|&half| half_value(half) as i16).collect();
     for (position, value) in sections.escapes() {
-        values[position] = value;
+        if std::mem::replace(&mut values[position], value) != 0 {
+            return Err(escape_conflict(view, &tile));
+        }
     }
     if sections.header.predictor == Predictor::Left {
         undo_left(&mut values, tile.cols);

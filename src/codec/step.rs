@@ -37,16 +37,19 @@ pub enum StepRule {
 }
 
 impl StepRule {
-    /// Quantizes a matrix `[.., cols]`. `subject` is the tensor path.
-    pub fn quantize(self, weights: &[f32], cols: usize, subject: &str) -> Result<Quantized> {
-        match self {
+    /// Quantizes `matrix` so that every weight stays finite in its own dtype. `subject` is the tensor path.
+    pub fn quantize(self, matrix: &Matrix, subject: &str) -> Result<Quantized> {
+        let (weights, cols) = (matrix.weights.as_slice(), matrix.shape[1]);
+        let mut quantized = match self {
             Self::RowAbsmax => quantize_rows(weights, cols, 127, subject),
             Self::TensorAbsmax => {
                 let absmax = weights.iter().fold(0f32, |most, weight| most.max(weight.abs()));
                 quantize_tensor(weights, cols, absmax / 127.0, subject)
             }
             Self::Step(step) => quantize_tensor(weights, cols, step, subject),
-        }
+        }?;
+        quantized.keep_finite(cols, |weight| matrix.dtype.holds(weight));
+        Ok(quantized)
     }
 }
 
@@ -94,7 +97,7 @@ impl RateSample {
     pub fn bits(&self, exponent: f64) -> Result<f64> {
         let Matrix { weights, shape, dtype } = &self.sample;
         let path = &self.tensor_path;
-        let quantized = quantize_tensor(weights, shape[1], self.step(exponent), path)?;
+        let quantized = StepRule::Step(self.step(exponent)).quantize(&self.sample, path)?;
         let buffers = encode(path, &quantized.values, *shape, &quantized.scales, *dtype, self.options)?;
         Ok(whole_bits(&buffers.view(path)?, weights.len(), self.weights))
     }
@@ -107,11 +110,11 @@ fn whole_bits(view: &View, sample_weights: usize, weights: usize) -> f64 {
     8.0 * (fixed as f64 + rest)
 }
 
-/// The common exponent at which all matrices together, with `other_bytes` beside them, take `bits` a weight.
+/// The common exponent at which all matrices together, with `other_bytes` beside them, take `bits` for each of the
+/// model's `weights`.
 ///
 /// Errors where `bits` cannot be met because what does not depend on the step takes more.
-pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, bits: f64) -> Result<f64> {
-    let weights: usize = samples.iter().map(RateSample::weights).sum();
+pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, weights: usize, bits: f64) -> Result<f64> {
     let excess = |exponent: f64| -> Result<f64> {
         let coded: f64 =
             samples.par_iter().map(|sample| sample.bits(exponent)).collect::<Result<Vec<_>>>()?.iter().sum();

@@ -1,12 +1,13 @@
 //! A tch matrix to compressed buffers and back, in its own dtype.
 
+use half::{bf16, f16};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use super::buffers::Buffers;
-use super::decode::decode_grid;
+use super::decode::{decode_grid, zeros};
 use super::encode::{encode, EncodeOptions};
-use super::header::SourceDtype;
+use super::header::{Layout, SourceDtype};
 use super::step::StepRule;
 use crate::error::{Error, Result, TorchContext};
 use crate::quantize::{dequantize_row, Distortion, Quantized};
@@ -77,7 +78,7 @@ impl CompressedTensor {
         options: EncodeOptions,
     ) -> Result<Self> {
         let matrix = Matrix::of(tensor_path, weight)?;
-        let quantized = rule.quantize(&matrix.weights, matrix.shape[1], tensor_path)?;
+        let quantized = rule.quantize(&matrix, tensor_path)?;
         Self::encode(tensor_path, &matrix, &quantized, options)
     }
 
@@ -88,8 +89,8 @@ impl CompressedTensor {
         quantized: &Quantized,
         options: EncodeOptions,
     ) -> Result<Self> {
-        let Quantized { values, scales } = quantized;
-        let buffers = encode(tensor_path, values, matrix.shape, scales, matrix.dtype, options)?;
+        let values = &quantized.values;
+        let buffers = encode_smallest(tensor_path, matrix, quantized, options)?;
         let distortion = quantized.distortion(&matrix.weights, matrix.shape[1]);
         let weights = values.len();
         let stats = TensorStats {
@@ -126,14 +127,33 @@ impl CompressedTensor {
     }
 }
 
+/// Below this many weights a table or a tile weighs more than speed: the layout that is smaller is taken.
+const SMALL_WEIGHTS: usize = 1 << 16;
+
+fn encode_smallest(
+    tensor_path: &str,
+    matrix: &Matrix,
+    quantized: &Quantized,
+    options: EncodeOptions,
+) -> Result<Buffers> {
+    let Quantized { values, scales } = quantized;
+    let with = |options| encode(tensor_path, values, matrix.shape, scales, matrix.dtype, options);
+    let asked = with(options)?;
+    if values.len() >= SMALL_WEIGHTS || options.layout == Layout::Small {
+        return Ok(asked);
+    }
+    let small = with(EncodeOptions { layout: Layout::Small, ..options })?;
+    Ok(if small.total_bytes() < asked.total_bytes() { small } else { asked })
+}
+
 /// Decodes and dequantizes `buffers` into a tensor of the original dtype, on the CPU.
 pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
     let view = buffers.view(tensor_path)?;
     view.verify_checksum()?;
     let values = decode_grid(&view, None)?;
-    let scales = view.scales();
+    let scales = view.scales()?;
     let cols = view.header.grid.cols();
-    let mut weights = vec![0f32; values.len()];
+    let mut weights = zeros::<f32>(values.len(), tensor_path)?;
     for (row, (weights, values)) in weights.chunks_exact_mut(cols).zip(values.chunks_exact(cols)).enumerate()
     {
         let scale = scales.get(row).or(scales.first()).copied().unwrap_or_default();
@@ -167,6 +187,12 @@ impl Matrix {
                 format!("shape {:?}, only matrices are compressed (exclude this tensor)", tensor.size()),
             ));
         };
+        if rows == 0 || cols == 0 {
+            return Err(Error::invalid(
+                tensor_path,
+                format!("shape [{rows}, {cols}] has no weights (exclude this tensor)"),
+            ));
+        }
         let flat = tensor
             .f_to_device(Device::Cpu)
             .and_then(|t| t.f_to_kind(Kind::Float))
@@ -199,6 +225,15 @@ impl Matrix {
 }
 
 impl SourceDtype {
+    /// Whether `weight` stays finite when rounded to this dtype.
+    pub fn holds(self, weight: f32) -> bool {
+        match self {
+            Self::F32 => weight.is_finite(),
+            Self::F16 => f16::from_f32(weight).is_finite(),
+            Self::BF16 => bf16::from_f32(weight).is_finite(),
+        }
+    }
+
     /// The libtorch dtype.
     pub fn kind(self) -> Kind {
         match self {

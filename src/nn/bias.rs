@@ -72,7 +72,7 @@ impl Bias {
 
     /// Bytes of the buffer.
     pub fn bytes(&self) -> usize {
-        PREFIX_BYTES + 4 * self.len
+        self.bytes.read().unwrap_or_else(std::sync::PoisonError::into_inner).numel()
     }
 
     /// The bias `[out_features]` as `kind`.

@@ -27,7 +27,8 @@ pub struct DecodeCounters {
 pub(crate) struct CompressedWeight {
     tensor_path: String,
     buffers: [Tensor; 5],
-    shape: [usize; 2],
+    /// `None` until the buffers were first read.
+    shape: Option<[usize; 2]>,
     prepared: RwLock<Option<Arc<Prepared>>>,
     counting: AtomicBool,
     decodes: AtomicU64,
@@ -35,8 +36,9 @@ pub(crate) struct CompressedWeight {
 }
 
 // SAFETY: a tch tensor is a counted reference to a libtorch tensor, whose count is atomic and whose reading functions
-// may run on several threads at once. This type only reads its tensors, except in `restore_bytes`, which holds the
-// write lock of `prepared`; every reader of their data holds an `Arc<Prepared>` made under that lock. Changing
+// may run on several threads at once. This type only reads its tensors, under the read lock of `prepared`, except in
+// `restore_bytes`, which holds the write lock and runs only where the buffers are not bytes: before any reader has an
+// `Arc<Prepared>` of them, and no later one can be using them. Changing
 // the VarStore (load, set_kind, set_device) while another thread is in a forward is as wrong here as for any tch module:
 // `VarStore`'s methods for it take `&mut self`.
 unsafe impl Sync for CompressedWeight {}
@@ -92,14 +94,14 @@ impl CompressedWeight {
         let weight = Self {
             tensor_path,
             buffers,
-            shape: [0, 0],
+            shape: None,
             prepared: RwLock::new(None),
             counting: AtomicBool::new(false),
             decodes: AtomicU64::new(0),
             nanoseconds: AtomicU64::new(0),
         };
         let shape = weight.with_ref(|weight| Ok([weight.rows(), weight.cols()]))?;
-        Ok(Self { shape, ..weight })
+        Ok(Self { shape: Some(shape), ..weight })
     }
 
     /// The buffers of `compressed` as byte tensors.
@@ -116,7 +118,7 @@ impl CompressedWeight {
     }
 
     pub fn shape(&self) -> [usize; 2] {
-        self.shape
+        self.shape.unwrap_or_default()
     }
 
     /// Bytes of the buffers.
@@ -166,10 +168,13 @@ impl CompressedWeight {
     }
 
     fn prepared(&self) -> Result<Arc<Prepared>> {
-        let versions = self.versions()?;
-        let current = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        if let Some(prepared) = current.filter(|prepared| prepared.versions == versions) {
-            return Ok(prepared);
+        {
+            // The buffers are looked at under the lock too: another thread may be turning them back into bytes.
+            let slot = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let versions = self.versions()?;
+            if let Some(prepared) = slot.as_ref().filter(|prepared| prepared.versions == versions) {
+                return Ok(prepared.clone());
+            }
         }
         let mut slot = self.prepared.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.restore_bytes()?;
@@ -179,8 +184,15 @@ impl CompressedWeight {
         }
         let view = self.view()?;
         view.verify_checksum()?;
+        let shape = [view.header.grid.rows(), view.header.grid.cols()];
+        if self.shape.is_some_and(|registered| registered != shape) {
+            return Err(Error::corrupt(
+                &*self.tensor_path,
+                format!("buffers now hold shape {shape:?}, registered was {:?}", self.shape()),
+            ));
+        }
         let prepared =
-            Arc::new(Prepared { versions, tables: DecodeTables::new(&view)?, scales: view.scales() });
+            Arc::new(Prepared { versions, tables: DecodeTables::new(&view)?, scales: view.scales()? });
         *slot = Some(prepared.clone());
         Ok(prepared)
     }

@@ -66,6 +66,10 @@ impl CompressedEmbedding {
         let subject = self.weight.tensor_path();
         let hidden = self.weight.shape()[1];
         let count = ids.numel();
+        let size: Vec<i64> = ids.size().into_iter().chain([hidden as i64]).collect();
+        if count == 0 {
+            return Tensor::f_zeros(&size, (self.kind, tch::Device::Cpu)).about(subject);
+        }
         let mut indices = vec![0i64; count];
         ids.f_contiguous().and_then(|ids| ids.f_copy_data(&mut indices, count)).about(subject)?;
         let out = Tensor::f_empty([(count * hidden) as i64], (self.kind, tch::Device::Cpu)).about(subject)?;
@@ -73,7 +77,6 @@ impl CompressedEmbedding {
         // written below before it is read.
         let elements = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), count * hidden) };
         self.weight.with_ref(|weight| gather_rows(weight, &indices, elements))?;
-        let size: Vec<i64> = ids.size().into_iter().chain([hidden as i64]).collect();
         out.f_reshape(&size).about(subject)
     }
 

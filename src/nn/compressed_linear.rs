@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use tch::{nn, Kind, Tensor};
+use tch::{nn, Device, Kind, Tensor};
 
 use super::bias::Bias;
 use super::compressed::{check_new, CompressedWeight, DecodeCounters};
@@ -89,7 +89,16 @@ impl CompressedLinear {
     }
 
     /// `x` `[..., in_features]` in FP32, FP16 or BF16 to `[..., out_features]` in the same dtype.
+    ///
+    /// For inference only: no gradient flows through it.
+    ///
+    /// # Errors
+    /// An input of another shape, dtype or device; a damaged weight; what libtorch reports. By tensor path.
     pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| self.forward_without_grad(x))
+    }
+
+    fn forward_without_grad(&self, x: &Tensor) -> Result<Tensor> {
         let subject = self.weight.tensor_path();
         let [out_features, in_features] = self.weight.shape();
         let mut size = x.size();
@@ -106,6 +115,18 @@ impl CompressedLinear {
                 format!("input is {kind:?}, wanted Float, Half or BFloat16"),
             ));
         }
+        if x.device() != Device::Cpu {
+            return Err(Error::unsupported(
+                subject,
+                format!("input is on {:?}, this version computes on the CPU only", x.device()),
+            ));
+        }
+        if let Some(last) = size.last_mut() {
+            *last = out_features as i64;
+        }
+        if x.numel() == 0 {
+            return Tensor::f_zeros(&size, (kind, Device::Cpu)).about(subject);
+        }
         let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
         let batch = rows.size()[0] as usize;
         let y = if batch <= self.fused_rows(kind) {
@@ -118,9 +139,6 @@ impl CompressedLinear {
                 _ => self.through_scratch::<f32>(weight, &rows),
             })?
         };
-        if let Some(last) = size.last_mut() {
-            *last = out_features as i64;
-        }
         y.f_reshape(&size).about(subject)
     }
 

@@ -124,8 +124,9 @@ impl<T: ScratchElement> TileSink for RowMajorSink<'_, T> {
         }
     }
 
-    fn escape(&mut self, row: usize, col: usize, value: i16) {
+    fn escape(&mut self, row: usize, col: usize, value: i16) -> bool {
         let at = row * self.weight.cols() + self.first_col + col;
         self.out[at] = T::round(f32::from(value) * self.weight.scale(self.first_row + row));
+        true
     }
 }

@@ -205,11 +205,12 @@ impl TileSink for FusedSink<'_> {
         }
     }
 
-    fn escape(&mut self, row: usize, col: usize, value: i16) {
+    fn escape(&mut self, row: usize, col: usize, value: i16) -> bool {
         for b in 0..self.x.batch {
             let x = self.x.plain[b * self.x.cols + self.first_col + col];
             self.band[row * self.x.batch + b] += f32::from(value) * x;
         }
+        true
     }
 }
 

@@ -19,6 +19,7 @@ extern "C" {
 pub(super) type Job<'a> = dyn Fn(&mut dyn Iterator<Item = usize>) -> Result<()> + Sync + 'a;
 
 struct Context<'a> {
+    subject: &'a str,
     job: &'a Job<'a>,
     count: usize,
     threads: usize,
@@ -48,7 +49,7 @@ impl Context<'_> {
 pub(super) fn parallel_for(count: usize, subject: &str, job: &Job<'_>) -> Result<()> {
     let threads = count.min(usize::try_from(tch::get_num_threads()).unwrap_or(1)).max(1);
     let first_error = Mutex::new(None);
-    let context = Context { job, count, threads, next: AtomicUsize::new(0), first_error };
+    let context = Context { subject, job, count, threads, next: AtomicUsize::new(0), first_error };
     let pointer = std::ptr::from_ref(&context).cast_mut().cast::<c_void>();
     // SAFETY: `run_part` reads the context, which outlives the call, and never unwinds.
     let status = unsafe { codecllm_parallel_for(threads as i64, run_part, pointer) };
@@ -72,8 +73,9 @@ extern "C" fn run_part(_begin: i64, _end: i64, context: *mut c_void) {
         }
         own.next()
     });
-    let outcome = catch_unwind(AssertUnwindSafe(|| (context.job)(&mut claimed)))
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Corrupt, "a CPU thread", "panicked while decoding")));
+    let outcome = catch_unwind(AssertUnwindSafe(|| (context.job)(&mut claimed))).unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Corrupt, context.subject, "a thread panicked while decoding"))
+    });
     if let Err(error) = outcome {
         let mut first = context.first_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         first.get_or_insert(error);

@@ -3,6 +3,9 @@
 use super::{SCALE_BITS_RANGE, SYMBOLS};
 use crate::error::{Error, Result};
 
+/// The largest stored frequency: a decoder's packed entry has 12 bits for it.
+const MAX_FREQUENCY: u16 = 4095;
+
 /// Frequencies of the 256 symbols, summing to `1 << scale_bits`.
 ///
 /// ```
@@ -141,6 +144,12 @@ impl FrequencyTable {
         }
         if frequencies.iter().map(|&f| u32::from(f)).sum::<u32>() > u32::from(u16::MAX) {
             return Err(Error::corrupt(subject, "frequencies of a table sum to more than 65535"));
+        }
+        if let Some(most) = frequencies.iter().find(|&&f| f > MAX_FREQUENCY) {
+            return Err(Error::corrupt(
+                subject,
+                format!("a table has a frequency of {most}, wanted at most {MAX_FREQUENCY}"),
+            ));
         }
         Self::from_frequencies(scale_bits, frequencies, subject)
     }

@@ -100,7 +100,7 @@ pub(super) fn bench_matrix(
 fn step_rule(path: &str, matrix: &Matrix, plan: &Plan) -> Result<StepRule> {
     let Some(bits) = plan.bits else { return Ok(StepRule::RowAbsmax) };
     let sample = RateSample::new(path, matrix, plan.options)?;
-    let exponent = solve_exponent(std::slice::from_ref(&sample), 0, bits)?;
+    let exponent = solve_exponent(std::slice::from_ref(&sample), 0, sample.weights(), bits)?;
     Ok(StepRule::Step(sample.step(exponent)))
 }
 
@@ -111,7 +111,7 @@ pub(super) fn compress_checked(
     rule: StepRule,
     options: EncodeOptions,
 ) -> Result<CompressedTensor> {
-    let quantized = rule.quantize(&matrix.weights, matrix.shape[1], path)?;
+    let quantized = rule.quantize(matrix, path)?;
     let compressed = CompressedTensor::encode(path, matrix, &quantized, options)?;
     if decode_grid(&compressed.buffers().view(path)?, None)? != quantized.values {
         return Err(Error::corrupt(path, "does not decode to the grid that was encoded"));
@@ -120,7 +120,7 @@ pub(super) fn compress_checked(
 }
 
 fn time_encode(path: &str, matrix: &Matrix, rule: StepRule, plan: &Plan) -> Result<Vec<CodingTime>> {
-    let quantized = rule.quantize(&matrix.weights, matrix.shape[1], path)?;
+    let quantized = rule.quantize(matrix, path)?;
     let mut times = Vec::new();
     for threads in thread_counts(plan.threads) {
         let timing = in_pool(threads, || {
@@ -172,8 +172,9 @@ fn decode_fragments(view: &codecllm::codec::View, tables: &DecodeTables, level: 
         fn group(&mut self, _: &Group, fragments: &Fragments) {
             self.0 ^= fragments.0[0][0];
         }
-        fn escape(&mut self, _: usize, _: usize, value: i16) {
+        fn escape(&mut self, _: usize, _: usize, value: i16) -> bool {
             self.0 ^= value as u32;
+            true
         }
     }
     let lacking = || Error::unsupported(view.subject(), format!("this processor has no {level:?}"));

@@ -90,6 +90,6 @@ fn rules(
         progress(done, names.len(), name);
         samples.push(RateSample::new(name, &Matrix::of(name, &reader.read(name)?)?, options(name, plan))?);
     }
-    let exponent = solve_exponent(&samples, 0, bits)?;
+    let exponent = solve_exponent(&samples, 0, samples.iter().map(RateSample::weights).sum(), bits)?;
     Ok(samples.iter().map(|sample| StepRule::Step(sample.step(exponent))).collect())
 }
