@@ -123,8 +123,9 @@ pub fn check_finite(weights: &[f32], cols: usize, subject: &str) -> Result<()> {
 /// Errors where a weight is not finite. `subject` is the tensor path.
 ///
 /// ```
-/// let q = codecllm::quantize::quantize_rows(&[1.0, -0.5, 0.0, 8.0, 8.0, -8.0], 3, 127, "w")?;
-/// assert_eq!(q.values, [127, -63, 0, 127, 127, -127]);
+/// let q = codecllm::quantize::quantize_rows(&[127.0, -63.4, 0.0, 254.0, 2.0, -254.0], 3, 127, "w")?;
+/// assert_eq!(q.values, [127, -63, 0, 127, 1, -127]);
+/// assert_eq!((q.scale(0), q.scale(1)), (1.0, 2.0));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 pub fn quantize_rows(weights: &[f32], cols: usize, levels: i16, subject: &str) -> Result<Quantized> {

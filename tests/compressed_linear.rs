@@ -240,6 +240,63 @@ fn an_embedding_gives_the_rows_of_its_table_and_its_head_shares_them() {
     }
 }
 
+#[test]
+fn threads_that_meet_a_converted_store_at_once_agree() {
+    let mut vs = VarStore::new(Device::Cpu);
+    let linear = layer(&vs, &random(&[300, 512], Kind::Float, 25), Some(&random(&[300], Kind::Float, 26)));
+    let x = random(&[1, 512], Kind::Float, 27);
+    let want = linear.forward(&x);
+    for kind in [Kind::Half, Kind::BFloat16, Kind::Float].into_iter().cycle().take(30) {
+        vs.set_kind(kind);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let (x, want, linear) = (x.copy(), want.copy(), &linear);
+                scope.spawn(move || assert_eq!(linear.forward(&x), want));
+            }
+        });
+    }
+}
+
+#[test]
+fn another_shape_in_the_same_buffers_is_refused() {
+    let zeros = |cols: i64| compress(&Tensor::zeros([16, cols], (Kind::Float, Device::Cpu)), Layout::Fast);
+    let vs = VarStore::new(Device::Cpu);
+    let linear = CompressedLinear::new(&(vs.root() / "layer"), &zeros(64), None).unwrap();
+    let header = Tensor::from_slice(&zeros(32).buffers().header);
+    vs.variables()["layer.weight.header"].shallow_clone().copy_(&header);
+    let error = linear.try_forward(&Tensor::zeros([1, 64], (Kind::Float, Device::Cpu))).unwrap_err();
+    assert!(error.to_string().contains("buffers now hold shape [16, 32]"), "{error}");
+}
+
+#[test]
+fn empty_inputs_give_empty_outputs_and_no_gradient_is_promised() {
+    let vs = VarStore::new(Device::Cpu);
+    let linear = layer(&vs, &random(&[32, 64], Kind::Float, 28), None);
+    for fused_rows in [0, usize::MAX] {
+        linear.set_fused_rows(fused_rows);
+        let none = Tensor::zeros([0, 3, 64], (Kind::Half, Device::Cpu));
+        assert_eq!(linear.try_forward(&none).unwrap().size(), [0, 3, 32]);
+        let x = random(&[2, 64], Kind::Float, 29).set_requires_grad(true);
+        assert!(!linear.forward(&x).requires_grad());
+    }
+    let table = compress(&random(&[32, 64], Kind::Float, 30), Layout::Fast);
+    let embedding = CompressedEmbedding::new(&(vs.root() / "embed"), &table, Kind::Float).unwrap();
+    let none = Tensor::zeros([2, 0], (Kind::Int64, Device::Cpu));
+    assert_eq!(embedding.try_forward(&none).unwrap().size(), [2, 0, 64]);
+}
+
+#[test]
+fn weights_at_the_edge_of_their_dtype_stay_finite() {
+    for (kind, largest) in [(Kind::Half, 65504.0), (Kind::BFloat16, 3.3895e38), (Kind::Float, 3.4e38)] {
+        let weight =
+            Tensor::from_slice(&[largest, -largest, largest / 3.0, 0.0]).reshape([2, 2]).to_kind(kind);
+        let compressed = compress(&weight, Layout::Fast);
+        let back = compressed.decompress().unwrap();
+        assert!(bool::try_from(back.isfinite().all()).unwrap(), "{kind:?}: {back:?}");
+        assert!(compressed.stats().max_error < largest / 100.0);
+    }
+}
+
 /// The original's first test: a compressed tensor's error is within tolerance in FP16 and FP32, in its own dtype.
 #[test]
 fn original_compressed_tensor_is_within_tolerance() {

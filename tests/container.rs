@@ -197,6 +197,75 @@ fn compress_and_decompress_keep_names_shapes_dtypes_and_what_is_not_compressed()
 }
 
 #[test]
+fn a_tensor_that_lost_a_buffer_is_missed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = small_container(temporary.path());
+    let reader = Reader::open(&dir).unwrap();
+    for lost in ["header", "scales", "tables", "tiles", "payload"] {
+        let copy = temporary.path().join(lost);
+        let mut writer = Writer::create(&copy).unwrap();
+        for name in reader.names().filter(|name| !name.ends_with(&format!(".weight.{lost}"))) {
+            let info = reader.info(name).unwrap();
+            writer.add(name, info.dtype, &info.shape, &reader.read_bytes(name).unwrap()).unwrap();
+        }
+        writer.finish().unwrap();
+        let error = check(&copy).unwrap_or_default();
+        assert!(error.starts_with(&format!("m.fc.weight.{lost}: missing")), "{error}");
+        let out = temporary.path().join("out");
+        assert!(decompress(&copy, &out, &mut |_| {}).is_err() && !out.exists());
+    }
+}
+
+#[test]
+fn a_scale_that_is_no_number_and_a_coded_escape_are_corrupt() {
+    let (path, shape, options, grid) = golden_matrices().swap_remove(0);
+    for scale in [bf16::NAN, bf16::INFINITY] {
+        let buffers = encode(path, &grid, shape, &[scale], SourceDtype::F16, options).unwrap();
+        let error = buffers.view(path).unwrap().scales().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+    // The escape of element 5 moved to element 4, which is coded.
+    let mut buffers = encoded(path, shape, options, &grid);
+    let at = buffers.payload.windows(2).rposition(|window| window == [5, 0]).unwrap();
+    buffers.payload[at] = 4;
+    let view = buffers.view(path).unwrap();
+    let error = decode_grid_reference(&view).unwrap_err();
+    assert!(error.to_string().contains("is coded too"), "{error}");
+    assert!(Level::available().into_iter().all(|level| decode_grid(&view, Some(level)).is_err()));
+}
+
+#[test]
+fn a_budget_counts_what_is_excluded_too() {
+    let temporary = tempfile::tempdir().unwrap();
+    let source = temporary.path().join("source");
+    tch::manual_seed(2);
+    let mut writer = Writer::create(&source).unwrap();
+    for index in 0..3 {
+        let weights = tch::Tensor::randn([512 * 640], (tch::Kind::Float, tch::Device::Cpu));
+        let bytes: Vec<u8> = Vec::<f32>::try_from(weights)
+            .unwrap()
+            .iter()
+            .flat_map(|w| half::f16::from_f32(*w).to_le_bytes())
+            .collect();
+        writer.add(&format!("m.{index}.weight"), Dtype::F16, &[512, 640], &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    let compress_to = |bits: f64| {
+        let options = CompressOptions {
+            target: Target::Bits(bits),
+            exclude: vec!["m.0.*".to_owned()],
+            ..CompressOptions::default()
+        };
+        compress(&source, temporary.path().join(format!("{bits}")), &options, &mut |_| {})
+    };
+    // A third at 16 bits leaves (3 * 8 - 16) / 2 = 4 bits for the others.
+    assert!((compress_to(8.0).unwrap().bits_per_weight - 8.0).abs() < 0.05);
+    // And nothing is left of 5.5.
+    let error = compress_to(5.5).unwrap_err().to_string();
+    assert!(error.contains("cannot be met"), "{error}");
+}
+
+#[test]
 fn a_budget_is_met_within_its_tolerance() {
     let temporary = tempfile::tempdir().unwrap();
     let source = temporary.path().join("source");

@@ -14,7 +14,7 @@ use super::{FrequencyTable, STATE_LOWER_BOUND, WORD_BITS};
 /// for symbol in [1, 0, 1, 1, 0, 1] {
 ///     lane.push(symbol, &table);
 /// }
-/// assert_eq!(lane.finish(), (0x001234F1, vec![0xF0F1]));
+/// assert_eq!(lane.finish(), (0x0001_23F5, vec![0x7760]));
 /// ```
 #[derive(Debug)]
 pub struct LaneEncoder {
