@@ -15,3 +15,8 @@ pub mod runtime;
 pub mod tile;
 
 pub use error::{Error, ErrorKind, Result};
+
+/// The README's code compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

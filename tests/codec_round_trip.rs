@@ -108,6 +108,16 @@ fn left_is_taken_only_where_it_wins() {
 }
 
 #[test]
+fn a_mean_that_is_not_zero_costs_the_small_layout_nothing() {
+    // A trained embedding's values lie around 18, not 0: sign and magnitude together say so, sign alone does not.
+    let values: Vec<i16> = grid(0, 512 * 512, 512, 17.0, 4).iter().map(|value| value + 18).collect();
+    let options = EncodeOptions { layout: Layout::Small, ..EncodeOptions::default() };
+    let bits = 8.0 * check(&values, [512, 512], options) as f64 / values.len() as f64;
+    let entropy = codecllm::codec::grid_entropy(&values);
+    assert!(bits < entropy + 0.1, "{bits} bits, entropy {entropy}");
+}
+
+#[test]
 fn any_thread_count_gives_the_same_bytes() {
     let values = grid(6, 700 * 600, 600, 9.0, 3);
     let run = |threads| {

@@ -14,6 +14,9 @@ use crate::tile::{Tile, TileGrid, GROUP_COLS, LANE_WEIGHTS, MAX_TILE_CELLS, STRI
 const TABLE_BITS: f64 = 2200.0;
 /// Bits of an escape: position and an 8-bit value.
 const ESCAPE_BITS: f64 = 24.0;
+/// LEFT is taken where its bits are below this share of the plain ones. Weights have no correlation worth coding, and a
+/// tile that codes differences is decoded by a slower path: a hair's breadth is not worth that.
+const LEFT_MUST_REACH: f64 = 0.97;
 /// How finely the tiles of one raw width are sorted before neighbours are merged into tables.
 const BINS: usize = 8;
 /// Magnitudes from here on are escapes whatever the raw bits.
@@ -112,8 +115,7 @@ fn profile(values: &[i16], grid: &TileGrid, tile: &Tile, layout: Layout, allow_l
     }
     let left = profile_values(&own, layout, Predictor::Left);
     let best = |profile: &Profile| profile.bits.iter().copied().fold(f64::INFINITY, f64::min);
-    // 16 bits: what a tie in the estimate may hide.
-    if best(&left) + 16.0 < best(&plain) {
+    if best(&left) < LEFT_MUST_REACH * best(&plain) {
         left
     } else {
         plain
@@ -121,38 +123,55 @@ fn profile(values: &[i16], grid: &TileGrid, tile: &Tile, layout: Layout, allow_l
 }
 
 fn profile_values(values: &[i16], layout: Layout, predictor: Predictor) -> Profile {
-    let mut counts = vec![0u32; MAGNITUDES];
-    let mut escapes_always = 0u32;
+    let mut counts = SignedCounts { positive: vec![0; MAGNITUDES], negative: vec![0; MAGNITUDES], beyond: 0 };
     let mut sum = 0u64;
     for value in values {
         let magnitude = usize::from(value.unsigned_abs());
         sum += magnitude as u64;
-        match counts.get_mut(magnitude) {
+        let side = if *value < 0 { &mut counts.negative } else { &mut counts.positive };
+        match side.get_mut(magnitude) {
             Some(count) => *count += 1,
-            None => escapes_always += 1,
+            None => counts.beyond += 1,
         }
     }
-    let bits = (0..=layout.max_raw_magnitude_bits())
-        .map(|raw| expected_bits(&counts, escapes_always, layout, raw))
-        .collect();
+    let bits = (0..=layout.max_raw_magnitude_bits()).map(|raw| expected_bits(&counts, layout, raw)).collect();
     Profile { predictor, mean_magnitude: sum as f64 / values.len().max(1) as f64, bits }
 }
 
+/// How often each magnitude occurs with each sign.
+struct SignedCounts {
+    positive: Vec<u32>,
+    negative: Vec<u32>,
+    /// Magnitudes that are escapes at any number of raw bits.
+    beyond: u32,
+}
+
 /// Bits of a tile whose classes are independent and ideally coded.
-fn expected_bits(counts: &[u32], escapes_always: u32, layout: Layout, raw: u32) -> f64 {
+fn expected_bits(counts: &SignedCounts, layout: Layout, raw: u32) -> f64 {
     let escape_from = layout.escape_from(raw) as usize;
-    let escapes = escapes_always + counts[escape_from..].iter().sum::<u32>();
-    let mut classes: Vec<u32> =
-        counts[..escape_from].chunks(1 << raw).map(|class| class.iter().sum()).collect();
-    classes[0] += escapes;
-    let weights: u32 = classes.iter().sum();
-    let sign_bits = match layout {
-        Layout::Fast => weights,
-        // The sign is part of the symbol and costs nothing where the class alone says zero.
-        Layout::Small if raw == 0 => weights - classes[0],
-        Layout::Small => weights,
+    let classes_of = |side: &[u32]| -> Vec<u32> {
+        side[..escape_from].chunks(1 << raw).map(|class| class.iter().sum()).collect()
     };
-    entropy_bits(&classes) + f64::from(weights * raw + sign_bits) + f64::from(escapes) * ESCAPE_BITS
+    let escapes_of = |side: &[u32]| side[escape_from..].iter().sum::<u32>();
+    let escapes = counts.beyond + escapes_of(&counts.positive) + escapes_of(&counts.negative);
+    let mut classes = classes_of(&counts.positive);
+    // An escape is coded as zero.
+    classes[0] += escapes;
+    let negative = classes_of(&counts.negative);
+    let sign_bits = match layout {
+        // The sign is raw.
+        Layout::Fast => {
+            classes.iter_mut().zip(&negative).for_each(|(class, negative)| *class += negative);
+            1
+        }
+        // The sign is part of the symbol.
+        Layout::Small => {
+            classes.extend(negative);
+            0
+        }
+    };
+    let weights: u32 = classes.iter().sum();
+    entropy_bits(&classes) + f64::from(weights * (raw + sign_bits)) + f64::from(escapes) * ESCAPE_BITS
 }
 
 /// Order-0 entropy of `counts`, in bits over all of them.

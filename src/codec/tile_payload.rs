@@ -31,7 +31,7 @@ pub enum Predictor {
 pub struct TileHeader {
     /// Where the payload starts, in units of 16 bytes.
     pub offset: u32,
-    /// Frequency table, or [`NO_TABLE`].
+    /// Frequency table, or 255 for none.
     pub table: u8,
     /// Raw low bits of a magnitude.
     pub raw_magnitude_bits: u32,

@@ -6,7 +6,7 @@
 //!   16 bits, renormalization moves at most one word a symbol and never loops.
 //! * Every lane starts encoding from [`STATE_LOWER_BOUND`], so a decoder must end there: an integrity check that
 //!   costs nothing.
-//! * [`decoder`] is the definition. It is never optimized; everything in [`simd`] is held to it bit for bit.
+//! * [`decoder`] is the definition. It is never optimized; everything in `simd` is held to it bit for bit.
 //!
 //! This module knows no tensor: it maps symbols to words and back.
 

@@ -1,0 +1,41 @@
+//! The specification says what the code does: its constants and its example by hand.
+
+use codecllm::checkpoint::Reader;
+use codecllm::codec::{Layout, FORMAT_VERSION, HEADER_BYTES, MAGIC, TILE_HEADER_BYTES};
+use codecllm::tile::{GROUP_COLS, MAX_TILE_CELLS, STRIPE_ROWS};
+
+const SPECIFICATION: &str = include_str!("../docs/format.md");
+
+fn says(text: &str) {
+    assert!(SPECIFICATION.contains(text), "docs/format.md does not say {text:?}");
+}
+
+#[test]
+fn constants_agree() {
+    says(&format!("compressed weight, version {FORMAT_VERSION}"));
+    says(&format!("## Header, {HEADER_BYTES} bytes"));
+    says(&format!("| 0 | 4 | magic | `{}`", String::from_utf8_lossy(&MAGIC)));
+    says(&format!("`tiles`: {TILE_HEADER_BYTES} bytes a tile"));
+    says(&format!("is at most {MAX_TILE_CELLS} |"));
+    says(&format!("stripes of {STRIPE_ROWS} rows, a stripe has groups of {GROUP_COLS} columns"));
+    let [fast, small] = [Layout::Fast, Layout::Small].map(Layout::max_raw_magnitude_bits);
+    says(&format!("`r` is at most {fast} in `fast`, {small} in `small`"));
+}
+
+#[test]
+fn the_example_by_hand_is_the_golden() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+    let reader = Reader::open(dir).unwrap();
+    let hex = |name: &str, range: std::ops::Range<usize>| {
+        let bytes = reader.read_bytes(&format!("d.weight.{name}")).unwrap();
+        bytes[range].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+    };
+    let spaced: String = SPECIFICATION.split_whitespace().collect::<Vec<_>>().join(" ");
+    let header = format!("header {}", hex("header", 0..24));
+    assert!(spaced.contains(&header), "{header}");
+    for (name, range) in [("scales", 0..2), ("tiles", 0..8), ("payload", 0..2)] {
+        let line = format!("{name} {}", hex(name, range));
+        assert!(spaced.contains(&line), "{line}");
+    }
+    assert!(spaced.contains(&hex("header", 24..40)));
+}
