@@ -9,6 +9,7 @@ mod encode;
 mod fragments;
 mod header;
 mod plan;
+mod raw_registers;
 mod reference;
 mod step;
 mod tensor;
