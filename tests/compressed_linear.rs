@@ -76,6 +76,31 @@ fn the_scratch_path_is_the_dense_layer_bit_for_bit() {
 }
 
 #[test]
+fn escapes_and_differences_count_in_both_paths() {
+    // A few weights hundreds of steps out, and a ramp that codes differences: both leave the ordinary path.
+    let mut heavy: Vec<f32> = Vec::try_from(random(&[96 * 200], Kind::Float, 31)).unwrap();
+    heavy.iter_mut().step_by(97).for_each(|weight| *weight *= 300.0);
+    let ramp: Vec<f32> = (0..96 * 200).map(|index| (index % 200) as f32 * 0.3).collect();
+    for weights in [heavy, ramp] {
+        let weight = Tensor::from_slice(&weights).reshape([96, 200]);
+        let options = EncodeOptions::default();
+        let compressed =
+            CompressedTensor::compress("layer.weight", &weight, StepRule::Step(0.3), options).unwrap();
+        let vs = VarStore::new(Device::Cpu);
+        let linear = CompressedLinear::new(&(vs.root() / "layer"), &compressed, None).unwrap();
+        let dense = compressed.decompress().unwrap();
+        for batch in [1, 3] {
+            let x = random(&[batch, 200], Kind::Float, batch);
+            let want = x.linear(&dense, None::<&Tensor>);
+            for fused_rows in [0, usize::MAX] {
+                linear.set_fused_rows(fused_rows);
+                assert!(relative_error(&linear.forward(&x), &want) < 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_of_a_batch_is_what_it_is_alone() {
     let vs = VarStore::new(Device::Cpu);
     let linear = layer(&vs, &random(&[130, 300], Kind::Half, 6), None);
