@@ -8,8 +8,8 @@ use tch::{Kind, Tensor};
 use super::compress::{copy_other_files, Progress};
 use super::container::{compressed_paths, is_buffer, is_byte_bias, read_buffers, stored_bytes};
 use super::{Reader, Writer};
-use crate::codec::decompress as decompress_tensor;
-use crate::error::{Error, Result, TorchContext};
+use crate::codec::{decompress as decompress_tensor, raw_bytes};
+use crate::error::{Error, Result};
 use crate::nn::Bias;
 
 /// Decompresses the model directory `dir` into the new directory `out`. Returns the bytes of its tensor files.
@@ -67,10 +67,5 @@ fn write_tensor(name: &str, tensor: &Tensor, writer: &mut Writer) -> Result<()> 
         _ => Dtype::F32,
     };
     let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
-    let flat = tensor.f_contiguous().and_then(|t| t.f_reshape([-1])).about(name)?;
-    let bytes = flat.f_view_dtype(Kind::Uint8).about(name)?;
-    let mut data = vec![0u8; bytes.numel()];
-    let len = data.len();
-    bytes.f_copy_data(&mut data, len).about(name)?;
-    writer.add(name, dtype, &shape, &data)
+    writer.add(name, dtype, &shape, &raw_bytes(tensor, name)?)
 }

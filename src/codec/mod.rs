@@ -23,6 +23,7 @@ pub use header::{Header, Layout, ScaleGranularity, SourceDtype, FORMAT_VERSION, 
 pub use plan::TileShape;
 pub use reference::decode_grid_reference;
 pub use step::{solve_exponent, RateSample, StepRule, BUDGET_RANGE};
+pub(crate) use tensor::raw_bytes;
 pub use tensor::{decompress, grid_entropy, CompressedTensor, Matrix, TensorStats};
 pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};
 

@@ -257,6 +257,23 @@ impl SourceDtype {
     }
 }
 
+/// The elements of a tensor on any device, row-major, as bytes.
+pub(crate) fn raw_bytes(tensor: &Tensor, subject: &str) -> Result<Vec<u8>> {
+    if tensor.numel() == 0 {
+        return Ok(Vec::new());
+    }
+    let bytes = tensor
+        .f_to_device(Device::Cpu)
+        .and_then(|t| t.f_contiguous())
+        .and_then(|t| t.f_reshape([-1]))
+        .and_then(|t| t.f_view_dtype(Kind::Uint8))
+        .about(subject)?;
+    let mut out = vec![0u8; bytes.numel()];
+    let len = out.len();
+    bytes.f_copy_data(&mut out, len).about(subject)?;
+    Ok(out)
+}
+
 /// Order-0 entropy of grid values, bits each.
 pub fn grid_entropy(values: &[i16]) -> f64 {
     let mut counts = vec![0u64; 1 << 16];

@@ -4,10 +4,10 @@
 
 use std::sync::RwLock;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::codec::SourceDtype;
+use crate::codec::{raw_bytes, SourceDtype};
 use crate::error::{Error, Result, TorchContext};
 
 const PREFIX_BYTES: usize = 16;
@@ -40,7 +40,7 @@ impl Bias {
     /// The bytes of that buffer.
     pub fn byte_vec(bias: &Tensor) -> Result<Vec<u8>> {
         let dtype = SourceDtype::of_kind(bias.kind(), "bias")?;
-        let raw = raw_bytes(&bias.f_to_device(Device::Cpu).about("bias")?)?;
+        let raw = raw_bytes(bias, "bias")?;
         let mut rest = vec![0; 8];
         rest[0] = dtype.code();
         rest.extend(raw);
@@ -78,7 +78,7 @@ impl Bias {
     /// The bias `[out_features]` as `kind`.
     pub fn tensor(&self, kind: Kind) -> Result<Tensor> {
         let bytes = self.restored()?;
-        let bias = Self::from_bytes(&self.path, &raw_bytes(&bytes)?)?;
+        let bias = Self::from_bytes(&self.path, &raw_bytes(&bytes, &self.path)?)?;
         if bias.size() != [self.len as i64] {
             return Err(Error::corrupt(
                 &*self.path,
@@ -105,17 +105,4 @@ impl Bias {
         }
         Ok(bytes.shallow_clone())
     }
-}
-
-/// The bytes of a contiguous CPU tensor, whatever its dtype.
-fn raw_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let flat = tensor.f_contiguous().and_then(|t| t.f_reshape([-1])).about("bias")?;
-    if flat.numel() == 0 {
-        return Ok(Vec::new());
-    }
-    let bytes = flat.f_view_dtype(Kind::Uint8).about("bias")?;
-    let mut out = vec![0u8; bytes.numel()];
-    let len = out.len();
-    bytes.f_copy_data(&mut out, len).about("bias")?;
-    Ok(out)
 }

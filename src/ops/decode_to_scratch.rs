@@ -4,13 +4,10 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::parallel::parallel_for;
-use super::weight::{with_decoder, WeightRef};
+use super::weight::{with_decoder, WeightRef, HALF_TO_VALUE};
 use crate::codec::{Fragments, TileSink};
 use crate::error::Result;
 use crate::tile::{Group, GROUP_COLS};
-
-/// A half read as FP16 is the grid value times 2^-24.
-const HALF_TO_VALUE: f32 = 16_777_216.0;
 
 /// An element that a weight is decoded into: the grid value times the scale in FP32, rounded to nearest even.
 pub(crate) trait ScratchElement: Copy + Send + Sync + 'static {

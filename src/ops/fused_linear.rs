@@ -7,7 +7,7 @@
 use tch::{Kind, Tensor};
 
 use super::parallel::parallel_for;
-use super::weight::{with_decoder, WeightRef};
+use super::weight::{with_decoder, WeightRef, HALF_TO_VALUE};
 use crate::codec::{Fragments, TileSink};
 use crate::error::{Result, TorchContext};
 use crate::rans::LANES;
@@ -16,8 +16,6 @@ use crate::tile::{Group, GROUP_COLS, LANE_REGISTERS, STRIPE_ROWS};
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-/// A half read as FP16 is the grid value times 2^-24.
-const HALF_TO_VALUE: f32 = 16_777_216.0;
 /// Sums of one group row half: two columns of 32 lanes.
 const HALF_SUMS: usize = 2 * LANES;
 

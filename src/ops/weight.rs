@@ -4,6 +4,9 @@ use std::cell::RefCell;
 
 use crate::codec::{DecodeTables, TileDecoder, View};
 
+/// A half read as FP16 is the grid value times 2^-24.
+pub(super) const HALF_TO_VALUE: f32 = 16_777_216.0;
+
 /// A checked weight with its tables and scales spread for decoding.
 pub(crate) struct WeightRef<'a> {
     pub view: View<'a>,
