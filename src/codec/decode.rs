@@ -38,11 +38,6 @@ impl DecodeTables {
             .collect::<Result<_>>()?;
         Ok(Self { frequencies, entries })
     }
-
-    /// Bytes that the spread tables take.
-    pub fn bytes(&self) -> usize {
-        self.entries.iter().map(EntryTable::bytes).sum()
-    }
 }
 
 /// What takes the decoded weights of a tile.

@@ -25,12 +25,6 @@ impl Fragments {
         Self([[0; LANES]; LANE_REGISTERS])
     }
 
-    /// The half of a lane's `n`-th weight.
-    #[inline]
-    pub fn half(&self, lane: usize, n: usize) -> u32 {
-        self.0[n / 2][lane] >> (16 * (n % 2)) & 0xFFFF
-    }
-
     /// The group row by row: 32 pairs of neighbouring halves each, the left one in the low 16 bits.
     pub fn row_pairs(&self) -> [[u32; GROUP_COLS / 2]; STRIPE_ROWS] {
         let mut rows = [[0; GROUP_COLS / 2]; STRIPE_ROWS];

@@ -2,11 +2,12 @@
 //!
 //! The buffer is: XXH3-64 of the rest (8 bytes), dtype code (1), zeros (7), the elements in their own dtype.
 
-use std::sync::RwLock;
+use std::sync::{PoisonError, RwLock};
 
 use tch::{Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::byte_buffer::{restore_bytes, BufferVersion};
 use crate::codec::{raw_bytes, SourceDtype};
 use crate::error::{Error, Result, TorchContext};
 
@@ -16,9 +17,17 @@ const PREFIX_BYTES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Bias {
     path: String,
-    /// The registered buffer; the lock guards turning it back into bytes.
-    bytes: RwLock<Tensor>,
+    /// The lock guards turning the buffer back into bytes.
+    state: RwLock<State>,
     len: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The registered buffer.
+    bytes: Tensor,
+    /// The bias in its own dtype, and the buffer it was read from.
+    prepared: Option<(BufferVersion, Tensor)>,
 }
 
 // SAFETY: as for `CompressedWeight`: only read, except under the write lock.
@@ -27,9 +36,8 @@ unsafe impl Sync for Bias {}
 impl Bias {
     /// Wraps the registered buffer `bytes` of a layer with `len` outputs and checks it.
     pub fn new(path: String, bytes: Tensor, len: usize) -> Result<Self> {
-        let bias = Self { path, bytes: RwLock::new(bytes), len };
-        let _checked = bias.tensor(Kind::Float)?;
-        Ok(bias)
+        let bias = Self { path, state: RwLock::new(State { bytes, prepared: None }), len };
+        bias.prepared().map(|_| bias)
     }
 
     /// The buffer of a float bias `[out_features]`.
@@ -72,37 +80,34 @@ impl Bias {
 
     /// Bytes of the buffer.
     pub fn bytes(&self) -> usize {
-        self.bytes.read().unwrap_or_else(std::sync::PoisonError::into_inner).numel()
+        self.state.read().unwrap_or_else(PoisonError::into_inner).bytes.numel()
     }
 
     /// The bias `[out_features]` as `kind`.
     pub fn tensor(&self, kind: Kind) -> Result<Tensor> {
-        let bytes = self.restored()?;
-        let bias = Self::from_bytes(&self.path, &raw_bytes(&bytes, &self.path)?)?;
+        self.prepared()?.f_to_kind(kind).about(&self.path)
+    }
+
+    /// The bias in its own dtype, read from the bytes once and again only where they have changed.
+    fn prepared(&self) -> Result<Tensor> {
+        {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let version = BufferVersion::of(&state.bytes, &self.path)?;
+            if let Some((_, bias)) = state.prepared.as_ref().filter(|(seen, _)| *seen == version) {
+                return Ok(bias.shallow_clone());
+            }
+        }
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        restore_bytes(&state.bytes, &self.path)?;
+        let bias = Self::from_bytes(&self.path, &raw_bytes(&state.bytes, &self.path)?)?;
         if bias.size() != [self.len as i64] {
             return Err(Error::corrupt(
                 &*self.path,
                 format!("bias has {} elements, the layer {} outputs", bias.numel(), self.len),
             ));
         }
-        bias.f_to_kind(kind).about(&self.path)
-    }
-
-    fn restored(&self) -> Result<Tensor> {
-        {
-            let bytes = self.bytes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if bytes.kind() == Kind::Uint8 {
-                return Ok(bytes.shallow_clone());
-            }
-        }
-        let mut bytes = self.bytes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if bytes.kind() != Kind::Uint8 {
-            tch::no_grad(|| {
-                let restored = bytes.f_to_kind(Kind::Uint8)?;
-                bytes.f_set_data(&restored)
-            })
-            .about(&self.path)?;
-        }
-        Ok(bytes.shallow_clone())
+        let version = BufferVersion::of(&state.bytes, &self.path)?;
+        state.prepared = Some((version, bias.shallow_clone()));
+        Ok(bias)
     }
 }

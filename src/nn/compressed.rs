@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tch::{nn, Device, Kind, Tensor};
 
+use super::byte_buffer::{restore_bytes, BufferVersion};
 use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::WeightRef;
@@ -49,24 +50,6 @@ struct Prepared {
     versions: [BufferVersion; 5],
     tables: DecodeTables,
     scales: Vec<f32>,
-}
-
-/// Tells whether a buffer is still the one that was prepared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct BufferVersion {
-    kind: Kind,
-    address: usize,
-    version: i64,
-}
-
-impl BufferVersion {
-    fn of(buffer: &Tensor) -> Result<Self> {
-        Ok(Self {
-            kind: buffer.kind(),
-            address: buffer.data_ptr() as usize,
-            version: buffer.f_internal_version().about("buffer")?,
-        })
-    }
 }
 
 impl CompressedWeight {
@@ -159,11 +142,11 @@ impl CompressedWeight {
     fn versions(&self) -> Result<[BufferVersion; 5]> {
         let [a, b, c, d, e] = &self.buffers;
         Ok([
-            BufferVersion::of(a)?,
-            BufferVersion::of(b)?,
-            BufferVersion::of(c)?,
-            BufferVersion::of(d)?,
-            BufferVersion::of(e)?,
+            BufferVersion::of(a, &self.tensor_path)?,
+            BufferVersion::of(b, &self.tensor_path)?,
+            BufferVersion::of(c, &self.tensor_path)?,
+            BufferVersion::of(d, &self.tensor_path)?,
+            BufferVersion::of(e, &self.tensor_path)?,
         ])
     }
 
@@ -177,7 +160,7 @@ impl CompressedWeight {
             }
         }
         let mut slot = self.prepared.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.restore_bytes()?;
+        self.buffers.iter().try_for_each(|buffer| restore_bytes(buffer, &self.tensor_path))?;
         let versions = self.versions()?;
         if let Some(prepared) = slot.clone().filter(|prepared| prepared.versions == versions) {
             return Ok(prepared);
@@ -195,18 +178,6 @@ impl CompressedWeight {
             Arc::new(Prepared { versions, tables: DecodeTables::new(&view)?, scales: view.scales()? });
         *slot = Some(prepared.clone());
         Ok(prepared)
-    }
-
-    /// Turns buffers that a change of dtype converted back into bytes, in place. The caller holds the write lock.
-    fn restore_bytes(&self) -> Result<()> {
-        for buffer in self.buffers.iter().filter(|buffer| buffer.kind() != Kind::Uint8) {
-            tch::no_grad(|| {
-                let bytes = buffer.f_to_kind(Kind::Uint8)?;
-                buffer.shallow_clone().f_set_data(&bytes)
-            })
-            .about(&self.tensor_path)?;
-        }
-        Ok(())
     }
 
     fn view(&self) -> Result<View<'_>> {

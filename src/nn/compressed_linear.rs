@@ -9,7 +9,7 @@ use tch::{nn, Device, Kind, Tensor};
 
 use super::bias::Bias;
 use super::compressed::{check_new, CompressedWeight, DecodeCounters};
-use crate::codec::{CompressedTensor, BUFFER_NAMES};
+use crate::codec::CompressedTensor;
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
@@ -65,7 +65,7 @@ impl CompressedLinear {
         Self::from_tensors(path, CompressedWeight::tensors(weight.buffers())?, bias)
     }
 
-    /// Registers byte tensors read from a container, in the order of [`BUFFER_NAMES`]; `bias` is the container's.
+    /// Registers byte tensors read from a container, in the order of [`crate::codec::BUFFER_NAMES`]; `bias` is the container's.
     pub fn from_tensors(path: &nn::Path, buffers: [Tensor; 5], bias: Option<Tensor>) -> Result<Self> {
         let weight = CompressedWeight::register(&(path / "weight"), buffers)?;
         let bias = match bias {
@@ -216,11 +216,6 @@ impl CompressedLinear {
     /// What was counted.
     pub fn counters(&self) -> DecodeCounters {
         self.weight.counters()
-    }
-
-    /// Names of the weight's buffers below the layer's path.
-    pub fn buffer_names() -> [String; 5] {
-        BUFFER_NAMES.map(|name| format!("weight.{name}"))
     }
 }
 

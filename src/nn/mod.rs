@@ -1,6 +1,7 @@
 //! tch modules whose weight is either dense or compressed; the model code above sees no difference.
 
 mod bias;
+mod byte_buffer;
 mod compressed;
 mod compressed_embedding;
 mod compressed_linear;

@@ -88,15 +88,6 @@ impl FrequencyTable {
         f64::from(self.scale_bits) - f64::from(self.frequency(symbol)).log2()
     }
 
-    /// Bits that symbols with these `counts` cost, infinite if one of them has frequency 0.
-    pub fn total_cost_bits(&self, counts: &[u32; SYMBOLS]) -> f64 {
-        (0..=255u8)
-            .zip(counts)
-            .filter(|(_, &count)| count > 0)
-            .map(|(symbol, &count)| f64::from(count) * self.cost_bits(symbol))
-            .sum()
-    }
-
     /// The symbol that owns each slot.
     pub fn symbol_of_slot(&self) -> Vec<u8> {
         (0..=255u8).flat_map(|symbol| std::iter::repeat_n(symbol, self.frequency(symbol) as usize)).collect()

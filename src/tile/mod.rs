@@ -7,7 +7,6 @@
 pub mod raw_bits;
 
 use crate::error::{Error, Result};
-use crate::rans::LANES;
 
 /// Rows of a stripe.
 pub const STRIPE_ROWS: usize = 16;
@@ -194,17 +193,6 @@ impl Group {
     pub fn has_symbol(&self, lane: usize, n: usize, count: usize) -> bool {
         (n..n + count).any(|n| self.weight(lane, n).is_some())
     }
-
-    /// Symbols that `lane` codes in this group, of `weights_per_symbol` weights each.
-    pub fn lane_symbols(&self, lane: usize, weights_per_symbol: usize) -> usize {
-        if self.is_full() {
-            return LANE_WEIGHTS / weights_per_symbol;
-        }
-        (0..LANE_WEIGHTS)
-            .step_by(weights_per_symbol)
-            .filter(|&n| self.has_symbol(lane, n, weights_per_symbol))
-            .count()
-    }
 }
 
 /// Row and column in a group of a lane's `n`-th weight: `n = 8t + 2i + o` is half `o` of register `4t + i`, which
@@ -215,14 +203,10 @@ pub fn lane_weight(lane: usize, n: usize) -> (usize, usize) {
     (lane / 4 + 8 * (i & 1), lane % 4 * LANE_COLS + 4 * t + 2 * (i >> 1) + o)
 }
 
-/// Most symbols of one lane in a tile of `tile_rows x tile_cols` cells.
-pub fn max_lane_symbols(tile_rows: usize, tile_cols: usize, weights_per_symbol: usize) -> usize {
-    tile_rows * tile_cols / LANES / weights_per_symbol
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rans::LANES;
 
     #[test]
     fn every_weight_of_a_ragged_matrix_belongs_to_one_lane() {

@@ -34,11 +34,6 @@ impl EntryTable {
         Some(Self { entries, scale_bits: table.scale_bits() })
     }
 
-    /// Bytes of the entries.
-    pub fn bytes(&self) -> usize {
-        4 * self.entries.len()
-    }
-
     /// The entry of the slot that `state` is in, and the state after its symbol, before renormalization.
     pub fn advance(&self, state: u32) -> (u32, u32) {
         let entry = self.entries[(state & (self.entries.len() as u32 - 1)) as usize];
