@@ -40,7 +40,7 @@ impl TileShape {
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let weights = rows.saturating_mul(cols);
         let target = match layout {
-            Layout::Fast => (weights / 1024).clamp(1 << 14, 1 << 15),
+            Layout::Fast => 1 << 14,
             Layout::Small => 48 << 10,
         };
         let widest = (target / STRIPE_ROWS).min(2048);

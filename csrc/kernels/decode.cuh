@@ -1,0 +1,169 @@
+// One warp decodes one tile and hands its weights to a sink, k-step by k-step.
+#pragma once
+#include "group.cuh"
+
+__device__ __forceinline__ void copy_async(u32 shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void wait_async() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// `bytes` rounded up so that a table of this layout may begin there.
+template <u32 LAYOUT>
+__device__ __forceinline__ u8* align_for_tables(u8* shared) {
+    constexpr u32 TABLE_BYTES = 4u << scale_bits(LAYOUT);
+    return shared + (TABLE_BYTES - shared_address(shared) % TABLE_BYTES) % TABLE_BYTES;
+}
+
+// What a warp has of shared memory.
+struct WarpMemory {
+    u32 words;           // address of its buffer
+    u32 words_bytes;     // a multiple of 16
+    u32 tables;          // address of the weight's first decode table
+};
+
+// A tile whose words are on their way into shared memory.
+struct OpenTile {
+    Tile tile;
+    Sections sections;
+    u32 word_count;
+    Lane lane;
+
+    // Starts to copy the words and reads the lane's state.
+    __device__ __forceinline__ void open(const Weight& weight, const Tile& of, const WarpMemory& memory, u32 lane_index) {
+        tile = of;
+        sections = sections_of(tile, weight.layout);
+        word_count = 0;
+        lane = {0, 0, memory.words};
+        // No lane reads the words of the tile before any more.
+        __syncwarp();
+        if (!sections.valid || !tile.has_symbols()) return;
+        const u8* heads = weight.payload + tile.begin;
+        lane.state = __ldg(reinterpret_cast<const u32*>(heads) + lane_index);
+        const u8* lengths = heads + 4 * LANES;
+        const u32 length = tile.wide_lengths ? __ldg(reinterpret_cast<const u16*>(lengths) + lane_index) : __ldg(lengths + lane_index);
+        copy_words(weight, memory, lane_index);
+        u32 sum = length;
+#pragma unroll
+        for (u32 distance = 1; distance < LANES; distance *= 2) {
+            const u32 below = __shfl_up_sync(~0u, sum, distance);
+            if (lane_index >= distance) sum += below;
+        }
+        word_count = __shfl_sync(~0u, sum, LANES - 1);
+        lane.address += min_u32(2 * (sum - length), memory.words_bytes);
+    }
+
+    // Once the words are there.
+    __device__ __forceinline__ void start() {
+        wait_async();
+        __syncwarp();
+        lane.word = load_shared_u16(lane.address);
+        lane.address += 2;
+    }
+
+private:
+    __device__ __forceinline__ void copy_words(const Weight& weight, const WarpMemory& memory, u32 lane_index) const {
+        const u64 available = sections.end - sections.words;
+        const u32 bytes = available < memory.words_bytes ? u32(available) : memory.words_bytes;
+        const u8* from = weight.payload + sections.words;
+        for (u32 at = 16 * lane_index; at < bytes; at += 16 * LANES) copy_async(memory.words + at, from + at);
+    }
+};
+
+// Decodes `count` full groups whose R raw bits are known to the compiler. Returns where the raw bits of the next group begin.
+//
+// A sink has begin_group() and step(step, registers), called in order; groups follow each other from the tile's first.
+template <u32 LAYOUT, u32 R, class Sink>
+__device__ __forceinline__ const u8* decode_full_groups(Lane& lane, u32 table_address, const u8* raw, u32 count, u32 lane_index, Sink& sink) {
+    typedef GroupDecoder<LAYOUT, R> Decoder;
+    constexpr u32 BYTES = Decoder::FIELD_BITS * 4 * LANES;
+    if (count == 0) return raw;
+    typename Decoder::Raw next;
+    next.load(raw, lane_index);
+#pragma unroll 1
+    for (; count > 0; count--) {
+        const typename Decoder::Raw own = next;
+        raw += BYTES;
+        if (count > 1) next.load(raw, lane_index);
+        sink.begin_group();
+#pragma unroll
+        for (u32 step = 0; step < 4; step++) {
+            u32 registers[4];
+            sink.before_step(step);
+            Decoder::step(lane, table_address, own, step, registers);
+            sink.step(step, registers);
+        }
+        sink.end_group();
+    }
+    return raw;
+}
+
+template <u32 LAYOUT, class Sink>
+__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, u32 table_address, const u8* raw, u32 count, u32 lane_index, Sink& sink) {
+#define CASE(R) \
+    case R: return decode_full_groups<LAYOUT, R>(lane, table_address, raw, count, lane_index, sink)
+    if constexpr (LAYOUT == SMALL) {
+        switch (raw_bits) {
+            CASE(0);
+            CASE(1);
+            CASE(2);
+            default: CASE(3);
+        }
+    } else {
+        switch (raw_bits) {
+            CASE(0);
+            CASE(1);
+            CASE(2);
+            CASE(3);
+            CASE(4);
+            CASE(5);
+            CASE(6);
+            CASE(7);
+            default: CASE(8);
+        }
+    }
+#undef CASE
+}
+
+// Copies a weight's decode tables, `bytes` of them, into shared memory. The block must synchronize before it uses them.
+__device__ __forceinline__ void load_tables(const Weight& weight, u32 bytes, u8* shared) {
+    for (u32 at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) {
+        *reinterpret_cast<uint4*>(shared + at) = __ldg(reinterpret_cast<const uint4*>(weight.entries) + at / 16);
+    }
+}
+
+// Decodes the groups of a stripe from `first` on, one weight at a time.
+template <u32 LAYOUT, class Sink>
+__device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane& lane, u32 table_address, u32 stripe, u32 first, const u8* raw, u32 lane_index, Sink& sink) {
+#pragma unroll 1
+    for (u32 group = first; group < tile.groups_across(); group++) {
+        const AnyGroup any = {group_of(tile, stripe, group), LAYOUT, tile.raw_bits, tile.has_symbols(),
+                              tile.raw_signed(LAYOUT), table_address, raw};
+        u32 all[LANE_REGISTERS];
+        // A copy, so that only it lives in memory and not the lane of the fast loop.
+        Lane copy = lane;
+        any.decode(copy, lane_index, all);
+        lane = copy;
+        raw += group_bytes(any.group, any.field_bits());
+        sink.begin_group();
+#pragma unroll
+        for (u32 step = 0; step < 4; step++) {
+            u32 registers[4];
+            sink.before_step(step);
+#pragma unroll
+            for (u32 index = 0; index < 4; index++) registers[index] = all[4 * step + index];
+            sink.step(step, registers);
+        }
+        sink.end_group();
+    }
+    return raw;
+}
+
+// Decodes one stripe. `raw` is where its raw bits begin; returns where the next stripe's do.
+template <u32 LAYOUT, class Sink>
+__device__ __forceinline__ const u8* decode_stripe(const Tile& tile, Lane& lane, u32 table_address, u32 stripe, const u8* raw, u32 lane_index, Sink& sink) {
+    const bool whole_rows = tile.rows >= (stripe + 1) * STRIPE_ROWS;
+    const u32 full = whole_rows && tile.has_symbols() ? tile.cols / GROUP_COLS : 0;
+    raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, lane, table_address, raw, full, lane_index, sink);
+    return decode_groups_slowly<LAYOUT>(tile, lane, table_address, stripe, full, raw, lane_index, sink);
+}

@@ -1,0 +1,75 @@
+// A compressed weight, or a band of its tiles, to a row-major dense matrix. One warp a tile.
+#include "dequantize.cuh"
+
+// Mirrors `ScratchArguments` of src/ops/cuda/decode_to_scratch.rs.
+struct Arguments {
+    Weight weight;
+    void* out;        // rows of `cols` elements, from the first row of `first_tile`
+    u32 first_tile;   // the leftmost of its band
+    u32 tile_count;
+    u32 all_tiles;
+    u32 words_bytes;  // of one warp
+};
+
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 index, const WarpMemory& memory, u32 lane) {
+    typedef typename ElementOf<ELEMENT>::Type Type;
+    const Weight& weight = arguments.weight;
+    const Tile tile = tile_at(weight, index, load_header(weight, index, arguments.all_tiles));
+    OpenTile open;
+    open.open(weight, tile, memory, lane);
+    if (!open.sections.valid) return;
+    const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
+    const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
+    const u32 first_row = arguments.first_tile / weight.tiles_across * weight.tile_rows;
+    const u64 stride = weight.cols;
+    Type* out = static_cast<Type*>(arguments.out) + u64(tile.row - first_row) * stride + tile.col;
+    open.start();
+    Lane own = open.lane;
+    const u8* raw = weight.payload + open.sections.raw;
+#pragma unroll 1
+    for (u32 stripe = 0; stripe < tile.stripes(); stripe++) {
+        Type* rows = out + u64(stripe) * STRIPE_ROWS * stride;
+        if (tile.left) {
+            LeftSink<ELEMENT> sink = {tile, escapes, rows, stride, stripe, lane, 0};
+            sink.scales[0].load(weight, tile.row + stripe * STRIPE_ROWS + lane / 4);
+            sink.scales[1].load(weight, tile.row + stripe * STRIPE_ROWS + lane / 4 + 8);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, table_address, stripe, 0, raw, lane, sink);
+            continue;
+        }
+        RowMajorSink<ELEMENT> sink;
+        sink.start(weight, tile, stripe, rows, stride, lane);
+        raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+    }
+    __syncwarp();
+    if (!tile.left) store_escapes<ELEMENT>(weight, tile, escapes, 0, tile.rows, out, stride, lane);
+}
+
+// Shared memory: tables, the warps' words.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ void decode_to_scratch(const Arguments& arguments) {
+    extern __shared__ __align__(16) u8 dynamic[];
+    u8* shared = align_for_tables<LAYOUT>(dynamic);
+    const u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    const u32 table_bytes = arguments.weight.table_count * (4u << scale_bits(LAYOUT));
+    load_tables(arguments.weight, table_bytes, shared);
+    __syncthreads();
+    overlap_trigger();
+    overlap_wait();
+    const WarpMemory memory = {shared_address(shared) + table_bytes + warp * arguments.words_bytes, arguments.words_bytes, shared_address(shared)};
+    for (u32 tile = blockIdx.x + warp * gridDim.x; tile < arguments.tile_count; tile += warps * gridDim.x) {
+        decode_tile<LAYOUT, ELEMENT>(arguments, arguments.first_tile + tile, memory, lane);
+    }
+}
+
+#define DECODE_TO_SCRATCH(NAME, LAYOUT, ELEMENT)                                                          \
+    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ Arguments arguments) { \
+        decode_to_scratch<LAYOUT, ELEMENT>(arguments);                                                    \
+    }
+
+DECODE_TO_SCRATCH(decode_to_scratch_fast_f32, FAST, F32)
+DECODE_TO_SCRATCH(decode_to_scratch_fast_f16, FAST, F16)
+DECODE_TO_SCRATCH(decode_to_scratch_fast_bf16, FAST, BF16)
+DECODE_TO_SCRATCH(decode_to_scratch_small_f32, SMALL, F32)
+DECODE_TO_SCRATCH(decode_to_scratch_small_f16, SMALL, F16)
+DECODE_TO_SCRATCH(decode_to_scratch_small_bf16, SMALL, BF16)

@@ -1,0 +1,203 @@
+// Registers of a group to rows of a dense matrix, bit for bit what src/ops/decode_to_scratch.rs gives: grid value times scale in
+// FP32, rounded to nearest even.
+#pragma once
+#include "decode.cuh"
+
+enum Element : u32 { F32 = 0, F16 = 1, BF16 = 2 };
+
+template <u32 ELEMENT>
+struct ElementOf {
+    typedef u16 Type;
+};
+template <>
+struct ElementOf<F32> {
+    typedef float Type;
+};
+
+template <u32 ELEMENT>
+__device__ __forceinline__ typename ElementOf<ELEMENT>::Type round_to(float value) {
+    if constexpr (ELEMENT == F32) {
+        return value;
+    } else {
+        return ELEMENT == F16 ? float_to_half(value) : float_to_bf16(value);
+    }
+}
+
+__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
+    u32 product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+
+// The low and the high weight of a register: a half read as FP16 is the grid value times 2^-24.
+__device__ __forceinline__ float low_value(u32 pair) { return half_to_float(u16(pair & 0xFFFF)) * 16777216.0f; }
+__device__ __forceinline__ float high_value(u32 pair) { return half_to_float(u16(pair >> 16)) * 16777216.0f; }
+
+// A row's scale, as FP32 and, where FP16 holds it exactly, as two halves of scale * 2^10.
+struct RowScale {
+    float scale;
+    u32 halves;
+    bool fits;
+
+    __device__ __forceinline__ void load(const Weight& weight, u32 row) {
+        scale = row < weight.rows ? scale_of(weight, row) : 0;
+        const float size = fabsf(scale);
+        // A BF16 scale has 8 bits, so it is exact wherever scale * 2^10 is a normal half.
+        fits = size == 0 || (size >= 5.9604644775390625e-8f && size < 32.0f);
+        halves = both_halves(float_to_half(scale * 1024.0f));
+    }
+
+    // Two weights of a register in FP16, packed. One rounding: the first product is exact.
+    __device__ __forceinline__ u32 halves_of(u32 pair) const {
+        constexpr u32 TWO_TO_14 = 0x74007400;
+        return multiply_halves(multiply_halves(pair, TWO_TO_14), halves);
+    }
+
+    template <u32 ELEMENT>
+    __device__ __forceinline__ u32 packed(u32 pair) const {
+        if (ELEMENT == F16 && fits) return halves_of(pair);
+        const float low = low_value(pair) * scale, high = high_value(pair) * scale;
+        return u32(round_to<ELEMENT>(low)) | u32(round_to<ELEMENT>(high)) << 16;
+    }
+};
+
+// Stores the rows of one stripe in a row-major matrix.
+template <u32 ELEMENT>
+struct RowMajorSink {
+    typedef typename ElementOf<ELEMENT>::Type Type;
+    Type* rows[2];  // this lane's two rows in the current group, at its first column
+    u32 cols;       // inside the matrix, from this lane's first in the current group
+    bool inside[2];
+    bool aligned;   // 16-byte stores are possible
+    RowScale scales[2];
+    u32 packed[2][8];
+
+    // `out` is where the tile's stripe begins, its rows `stride` elements apart.
+    __device__ __forceinline__ void start(const Weight& weight, const Tile& tile, u32 stripe, Type* out, u64 stride, u32 lane) {
+        const u32 first = lane % 4 * LANE_COLS;
+        cols = tile.cols > first ? tile.cols - first : 0;
+        aligned = (reinterpret_cast<u64>(out) | stride * sizeof(Type)) % 16 == 0;
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 row = lane / 4 + 8 * half;
+            rows[half] = out + row * stride + first;
+            inside[half] = stripe * STRIPE_ROWS + row < tile.rows;
+            scales[half].load(weight, tile.row + stripe * STRIPE_ROWS + row);
+        }
+    }
+
+    __device__ __forceinline__ void begin_group() {}
+    __device__ __forceinline__ void before_step(u32) {}
+
+    __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
+        if constexpr (ELEMENT == F32) {
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) store4(half, step, registers[half], registers[half + 2]);
+        } else {
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                packed[half][2 * (step & 3)] = scales[half].template packed<ELEMENT>(registers[half]);
+                packed[half][2 * (step & 3) + 1] = scales[half].template packed<ELEMENT>(registers[half + 2]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void end_group() {
+        if constexpr (ELEMENT != F32) {
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) store16(half);
+        }
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) rows[half] += GROUP_COLS;
+        cols = cols > GROUP_COLS ? cols - GROUP_COLS : 0;
+    }
+
+private:
+    __device__ __forceinline__ void store4(u32 half, u32 step, u32 low, u32 high) {
+        if (!inside[half]) return;
+        const float scale = scales[half].scale;
+        const float values[4] = {low_value(low) * scale, high_value(low) * scale, low_value(high) * scale, high_value(high) * scale};
+        Type* to = rows[half] + 4 * step;
+        if (aligned && cols >= LANE_COLS) {
+            __stcs(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
+            return;
+        }
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) {
+            if (4 * step + n < cols) to[n] = Type(values[n]);
+        }
+    }
+
+    __device__ __forceinline__ void store16(u32 half) {
+        if (!inside[half]) return;
+        if (aligned && cols >= LANE_COLS) {
+            uint4* to = reinterpret_cast<uint4*>(rows[half]);
+            __stcs(to, make_uint4(packed[half][0], packed[half][1], packed[half][2], packed[half][3]));
+            __stcs(to + 1, make_uint4(packed[half][4], packed[half][5], packed[half][6], packed[half][7]));
+            return;
+        }
+#pragma unroll
+        for (u32 n = 0; n < LANE_COLS; n++) {
+            if (n < cols) rows[half][n] = Type(packed[half][n / 2] >> 16 * (n & 1) & 0xFFFF);
+        }
+    }
+};
+
+// A stripe of a tile that codes differences to the left: escapes belong to the sums, so they are looked up weight by weight.
+template <u32 ELEMENT>
+struct LeftSink {
+    typedef typename ElementOf<ELEMENT>::Type Type;
+    const Tile& tile;
+    const Escapes& escapes;
+    Type* out;
+    u64 stride;
+    u32 stripe, lane, group;
+    RowScale scales[2];
+    u32 all[LANE_REGISTERS];
+
+    __device__ __forceinline__ void begin_group() {}
+    __device__ __forceinline__ void before_step(u32) {}
+    __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
+        for (u32 index = 0; index < 4; index++) all[4 * step + index] = registers[index];
+    }
+
+    __device__ __noinline__ void end_group() {
+        short left[2] = {0, 0};
+        // Registers run through the 16 columns of both rows: see AnyGroup.
+        for (u32 n = 0; n < LANE_WEIGHTS; n++) {
+            const u32 half = n / 2 & 1, row = stripe * STRIPE_ROWS + AnyGroup::weight_row(lane, n);
+            const u32 col = group * GROUP_COLS + AnyGroup::weight_col(lane, n);
+            if (row >= tile.rows || col >= tile.cols) continue;
+            const u32 bits = all[n / 2] >> 16 * (n & 1) & 0xFFFF;
+            const int coded = bits & 0x8000 ? -int(bits & 0x7FFF) : int(bits);
+            left[half] = static_cast<short>(left[half] + coded + escape_at(row * tile.cols + col));
+            out[(row - stripe * STRIPE_ROWS) * stride + col] = round_to<ELEMENT>(float(left[half]) * scales[half].scale);
+        }
+        group++;
+    }
+
+private:
+    // The escape at `position`, or 0: positions ascend.
+    __device__ int escape_at(u32 position) const {
+        u32 low = 0, high = escapes.count;
+        while (low < high) {
+            const u32 middle = (low + high) / 2;
+            if (escapes.position(middle) < position) low = middle + 1;
+            else high = middle;
+        }
+        return low < escapes.count && escapes.position(low) == position ? escapes.value(low) : 0;
+    }
+};
+
+// Writes the escapes of a tile over what stands at their places. `out` is where the tile begins. Only rows from `first_row` on,
+// `row_count` of them, counted in the tile.
+template <u32 ELEMENT>
+__device__ __forceinline__ void store_escapes(const Weight& weight, const Tile& tile, const Escapes& escapes, u32 first_row,
+                                              u32 row_count, typename ElementOf<ELEMENT>::Type* out, u64 stride, u32 lane) {
+    for (u32 index = lane; index < escapes.count; index += LANES) {
+        const u32 position = escapes.position(index);
+        const u32 row = position / tile.cols, col = position % tile.cols;
+        if (row - first_row >= row_count || row >= tile.rows) continue;
+        out[(row - first_row) * stride + col] = round_to<ELEMENT>(float(escapes.value(index)) * scale_of(weight, tile.row + row));
+    }
+}

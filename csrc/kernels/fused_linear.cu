@@ -1,0 +1,342 @@
+// y = x W^T + bias, multiplied on the tensor cores while the weights are decoded.
+//
+// A thread block owns whole bands (rows of tiles) and its warps take their tiles in order. A warp sums over the columns of its
+// tile in registers; the tiles of a band add up in shared memory one after the other, left to right, so that the result does
+// not depend on which warp was faster, on the launch, or on the other rows of x.
+#include "decode.cuh"
+
+constexpr u32 MOST_WEIGHTS = 3;
+constexpr u32 MMA_COLS = 8;
+
+// One of the weights that share x. Mirrors `FusedPart` of src/ops/cuda/fused_linear.rs.
+struct Part {
+    Weight weight;
+    void* y;            // rows of `y_stride` elements
+    const float* bias;  // or null
+    u32 bands;
+    u32 first_table;    // in shared memory
+};
+
+struct Arguments {
+    Part parts[MOST_WEIGHTS];
+    u32 part_count;
+    u32 bands;         // of all parts
+    u32 tiles_across;  // the most of any part
+    u32 batch;
+    const u16* x;            // FP16, rows of `x_stride` elements, zero from `cols` to the end of a group
+    const int* x_exponents;  // a row of x was divided by 2 to this power; null: it was not
+    u32 x_stride;
+    u32 y_stride;
+    u32 y_type;        // 0: FP32, 1: FP16, 2: BF16
+    u32 table_bytes;   // of all parts
+    u32 words_bytes;   // of one warp
+    u32 slots;         // bands in flight
+};
+
+__device__ __forceinline__ void multiply(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Multiplies the k-steps of a tile with NB blocks of 8 rows of x.
+template <u32 NB>
+struct MultiplySink {
+    // This lane's columns in the current group of x. A lane whose row is beyond the batch reads the last row: its products are
+    // columns of the result that nobody looks at.
+    const u16* x[NB];
+    float sums[NB][4];
+    uint4 low[NB], high[NB];
+
+    __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) {
+            const u32 row = min_u32(b * MMA_COLS + lane / 4, arguments.batch - 1);
+            x[b] = arguments.x + u64(row) * arguments.x_stride + first_col + lane % 4 * LANE_COLS;
+        }
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) sums[b][i] = 0;
+    }
+
+    __device__ __forceinline__ void begin_group() {
+        if constexpr (NB <= 2) {
+#pragma unroll
+            for (u32 b = 0; b < NB; b++) {
+                low[b] = reinterpret_cast<const uint4*>(x[b])[0];
+                high[b] = reinterpret_cast<const uint4*>(x[b])[1];
+            }
+        }
+    }
+
+    // Where there is no room for a whole group of x, one k-step is loaded ahead of its use.
+    __device__ __forceinline__ void before_step(u32 step) {
+        if constexpr (NB > 2) {
+#pragma unroll
+            for (u32 b = 0; b < NB; b++) {
+                const uint2 own = *reinterpret_cast<const uint2*>(x[b] + 4 * step);
+                low[b].x = own.x;
+                low[b].y = own.y;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) {
+            if constexpr (NB > 2) {
+                multiply(sums[b], registers, low[b].x, low[b].y);
+            } else {
+                const uint4 own = step < 2 ? low[b] : high[b];
+                multiply(sums[b], registers, step & 1 ? own.z : own.x, step & 1 ? own.w : own.y);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void end_group() {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) x[b] += GROUP_COLS;
+    }
+};
+
+// Adds the escapes of one stripe: 16 of them are the columns of a k-step.
+template <u32 NB>
+__device__ __forceinline__ void add_escapes(const Arguments& arguments, const Escapes& escapes, const Tile& tile, u32 stripe,
+                                            u32 lane, float (&sums)[NB][4]) {
+    const u32 row = lane / 4, first = 2 * (lane % 4);
+    for (u32 base = 0; base < escapes.count; base += 16) {
+        u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0}, cols[4];
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) {
+            const u32 index = base + first + (k & 1) + 8 * (k >> 1);
+            cols[k] = 0;
+            if (index >= escapes.count) continue;
+            const u32 position = escapes.position(index);
+            const u32 own_row = position / tile.cols - stripe * STRIPE_ROWS;
+            cols[k] = position % tile.cols;
+            const int value = escapes.value(index);
+            // FP16 holds 11 bits: a wide value goes in two pieces.
+            const int low = escapes.wide ? value & 31 : value;
+            const u32 low_bits = float_to_half(float(low) * 5.9604644775390625e-8f);
+            const u32 high_bits = float_to_half(float(value - low) * 5.9604644775390625e-8f);
+            const u32 half = 2 * (k >> 1), shift = 16 * (k & 1);
+            if (own_row == row) whole[half] |= low_bits << shift, high[half] |= high_bits << shift;
+            if (own_row == row + 8) whole[half + 1] |= low_bits << shift, high[half + 1] |= high_bits << shift;
+        }
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) {
+            u32 x[4];
+            const u32 x_row = min_u32(b * MMA_COLS + row, arguments.batch - 1);
+            const u16* own = arguments.x + u64(x_row) * arguments.x_stride + tile.col;
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) x[k] = own[cols[k]];
+            multiply(sums[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
+            if (escapes.wide) multiply(sums[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
+        }
+    }
+}
+
+__device__ __forceinline__ u32 load_turn(u32 address) {
+    u32 turn;
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(turn) : "r"(address) : "memory");
+    return turn;
+}
+
+__device__ __forceinline__ void store_turn(u32 address, u32 turn) {
+    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(turn) : "memory");
+}
+
+// Where the tiles of a band meet: each adds its sums when its turn has come.
+template <u32 NB>
+struct Turnstile {
+    float* sums;  // [slots][NB][4][32]
+    u32 turns;    // address of one count a slot
+    u32 slots, tiles_across;
+
+    // `ordinal`: the band's number in this block. True for the last tile, which gets the total.
+    __device__ __forceinline__ bool pass(u32 ordinal, u32 tile, u32 tile_count, u32 lane, float (&own)[NB][4]) const {
+        if (tile_count == 1) return true;
+        const u32 slot = ordinal % slots, first = ordinal / slots * tiles_across;
+        const u32 turn = turns + 4 * slot;
+        float* shared = sums + slot * NB * 4 * LANES + lane;
+        while (load_turn(turn) != first + tile) __nanosleep(32);
+        __syncwarp();
+        const bool last = tile + 1 == tile_count;
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                float* sum = shared + (b * 4 + i) * LANES;
+                if (tile > 0) own[b][i] += *sum;
+                if (!last) *sum = own[b][i];
+            }
+        __syncwarp();
+        if (lane == 0) store_turn(turn, last ? first + tiles_across : first + tile + 1);
+        return last;
+    }
+};
+
+__device__ __forceinline__ void store_element(void* y, u32 type, u64 at, float value) {
+    if (type == 0) {
+        static_cast<float*>(y)[at] = value;
+    } else {
+        static_cast<u16*>(y)[at] = type == 1 ? float_to_half(value) : float_to_bf16(value);
+    }
+}
+
+template <u32 NB>
+__device__ __forceinline__ void write_stripe(const Arguments& arguments, const Part& part, u32 stripe_row, u32 lane, const float (&sums)[NB][4]) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        const u32 row = stripe_row + lane / 4 + 8 * half;
+        if (row >= part.weight.rows) continue;
+        const float scale = scale_of(part.weight, row);
+        const float bias = part.bias ? __ldg(part.bias + row) : 0;
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 o = 0; o < 2; o++) {
+                const u32 n = b * MMA_COLS + 2 * (lane % 4) + o;
+                if (n >= arguments.batch) continue;
+                // The registers hold grid values times 2^-24.
+                float value = sums[b][2 * half + o] * 16777216.0f * scale;
+                if (arguments.x_exponents) value = ldexpf(value, arguments.x_exponents[n]);
+                store_element(part.y, arguments.y_type, u64(n) * arguments.y_stride + row, value + bias);
+            }
+    }
+}
+
+// A tile of this block's share, in the order in which warps take them.
+struct Task {
+    u32 ordinal;  // the band's number in this block
+    u32 part, band, tile, tile_count;
+    bool none;
+};
+
+__device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
+    Task task;
+    task.ordinal = index / arguments.tiles_across;
+    task.tile = index % arguments.tiles_across;
+    task.band = blockIdx.x + task.ordinal * gridDim.x;
+    task.none = task.band >= arguments.bands;
+    task.part = 0;
+    while (!task.none && task.part + 1 < arguments.part_count && task.band >= arguments.parts[task.part].bands) {
+        task.band -= arguments.parts[task.part].bands;
+        task.part++;
+    }
+    task.tile_count = arguments.parts[task.part].weight.tiles_across;
+    return task;
+}
+
+__device__ __forceinline__ Tile tile_of(const Arguments& arguments, const Task& task) {
+    const Part& part = arguments.parts[task.part];
+    const u32 index = task.band * part.weight.tiles_across + task.tile;
+    return tile_at(part.weight, index, load_header(part.weight, index, part.bands * part.weight.tiles_across));
+}
+
+// What follows a stripe's last group: escapes, the sum over the band's tiles, the result. Not inlined, and given only what
+// names the tile: whatever lived on through the loop over the groups would take registers from it.
+template <u32 NB>
+__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Turnstile<NB>& turnstile, u32 task_index, u32 stripe,
+                                           u32 word_count, const float (&groups)[NB][4]) {
+    const u32 lane = threadIdx.x % LANES;
+    const Task task = task_at(arguments, task_index);
+    const Part& part = arguments.parts[task.part];
+    const Tile tile = tile_of(arguments, task);
+    float sums[NB][4];
+#pragma unroll
+    for (u32 b = 0; b < NB; b++)
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) sums[b][i] = groups[b][i];
+    if (tile.escapes > 0) {
+        const Sections sections = sections_of(tile, part.weight.layout);
+        const Escapes escapes = escapes_of(part.weight, tile, sections, word_count);
+        add_escapes<NB>(arguments, escapes, tile, stripe, lane, sums);
+    }
+    if (turnstile.pass(task.ordinal, task.tile, task.tile_count, lane, sums)) {
+        write_stripe<NB>(arguments, part, tile.row + stripe * STRIPE_ROWS, lane, sums);
+    }
+}
+
+// Decodes and multiplies one tile.
+template <u32 LAYOUT, u32 NB>
+__device__ __forceinline__ void run_task(const Arguments& arguments, const Task& task, u32 task_index, WarpMemory memory,
+                                         const Turnstile<NB>& turnstile, u32 lane) {
+    const Part& part = arguments.parts[task.part];
+    const Tile tile = tile_of(arguments, task);
+    OpenTile open;
+    open.open(part.weight, tile, memory, lane);
+    const u32 table = part.first_table + (tile.has_symbols() ? tile.table : 0);
+    const u32 table_address = memory.tables + table * (4u << scale_bits(LAYOUT));
+    const u8* raw = part.weight.payload + open.sections.raw;
+    const bool valid = open.sections.valid;
+    const u32 word_count = open.word_count;
+    open.start();
+    Lane own = open.lane;
+    MultiplySink<NB> sink;
+#pragma unroll 1
+    for (u32 stripe = 0; stripe < tile.stripes(); stripe++) {
+        sink.start(arguments, tile.col, lane);
+        sink.clear();
+        if (valid) raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+        // A copy, so that only it lives in memory.
+        float sums[NB][4];
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
+        finish_stripe<NB>(arguments, turnstile, task_index, stripe, word_count, sums);
+    }
+}
+
+// Shared memory: tables, the warps' words, sums and turns of the turnstile, the next task.
+template <u32 LAYOUT, u32 NB>
+__device__ __forceinline__ void fused_linear(const Arguments& arguments) {
+    extern __shared__ __align__(16) u8 dynamic[];
+    u8* shared = align_for_tables<LAYOUT>(dynamic);
+    const u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * arguments.words_bytes);
+    u32* turns = reinterpret_cast<u32*>(sums + arguments.slots * NB * 4 * LANES);
+    u32* next_task = turns + arguments.slots;
+    for (u32 part = 0; part < arguments.part_count; part++) {
+        const Part& own = arguments.parts[part];
+        load_tables(own.weight, own.weight.table_count * (4u << scale_bits(LAYOUT)), shared + own.first_table * (4u << scale_bits(LAYOUT)));
+    }
+    for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) turns[slot] = 0;
+    if (threadIdx.x == 0) *next_task = warps;
+    __syncthreads();
+    overlap_trigger();
+    overlap_wait();
+    const WarpMemory memory = {shared_address(shared) + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes,
+                               shared_address(shared)};
+    const Turnstile<NB> turnstile = {sums, shared_address(turns), arguments.slots, arguments.tiles_across};
+    for (u32 index = warp;;) {
+        const Task task = task_at(arguments, index);
+        if (task.none) break;
+        if (task.tile < task.tile_count) run_task<LAYOUT, NB>(arguments, task, index, memory, turnstile, lane);
+        if (lane == 0) index = atomicAdd(next_task, 1);
+        index = __shfl_sync(~0u, index, 0);
+    }
+}
+
+#ifndef THREADS_8
+#define THREADS_8 1024
+#endif
+#define FUSED_LINEAR(NAME, LAYOUT, NB, THREADS)                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ Arguments arguments) { \
+        fused_linear<LAYOUT, NB>(arguments);                                                            \
+    }
+
+FUSED_LINEAR(fused_linear_fast_8, FAST, 1, THREADS_8)
+FUSED_LINEAR(fused_linear_fast_16, FAST, 2, 768)
+FUSED_LINEAR(fused_linear_fast_32, FAST, 4, 512)
+FUSED_LINEAR(fused_linear_fast_64, FAST, 8, 512)
+FUSED_LINEAR(fused_linear_small_8, SMALL, 1, THREADS_8)
+FUSED_LINEAR(fused_linear_small_16, SMALL, 2, 768)
+FUSED_LINEAR(fused_linear_small_32, SMALL, 4, 512)
+FUSED_LINEAR(fused_linear_small_64, SMALL, 8, 512)

@@ -1,0 +1,158 @@
+// Where the parts of a tile lie: docs/format.md, "Geometry" and "Payload of a tile".
+#pragma once
+#include "half.cuh"
+
+constexpr u32 LANES = 32;
+constexpr u32 STRIPE_ROWS = 16;
+constexpr u32 GROUP_COLS = 64;
+constexpr u32 LANE_COLS = 16;
+constexpr u32 LANE_WEIGHTS = 32;
+constexpr u32 LANE_REGISTERS = 16;
+constexpr u32 NO_TABLE = 255;
+constexpr u32 PAYLOAD_UNIT = 16;
+
+enum Layout : u32 { FAST = 0, SMALL = 1 };
+
+// One compressed matrix on the device. Mirrors `Weight` of src/ops/cuda/weight.rs.
+struct Weight {
+    const u8* tiles;
+    const u8* payload;
+    const u32* entries;  // decode tables, one after the other
+    const u16* scales;   // BF16
+    u32 rows, cols;
+    u32 tile_rows, tile_cols;
+    u32 tiles_across;
+    u32 payload_units;  // of 16 bytes
+    u32 table_count;
+    u32 scale_stride;  // 0: one scale for all rows
+    u32 layout;
+    u32 padding;
+};
+
+__device__ __forceinline__ u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
+
+__device__ __forceinline__ u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
+
+__device__ __forceinline__ float scale_of(const Weight& weight, u32 row) {
+    return bf16_to_float(__ldg(weight.scales + row * weight.scale_stride));
+}
+
+// A tile as its header describes it. Offsets are bytes of the payload buffer and never pass its end.
+struct Tile {
+    u32 row, col;    // of the matrix
+    u32 rows, cols;  // inside the matrix
+    u32 table;       // or NO_TABLE
+    u32 raw_bits;    // r
+    bool left, wide_lengths, wide_escapes;
+    u32 escapes;
+    u64 begin, end;
+
+    __device__ __forceinline__ u32 stripes() const { return div_up(rows, STRIPE_ROWS); }
+    __device__ __forceinline__ u32 groups_across() const { return div_up(cols, GROUP_COLS); }
+    __device__ __forceinline__ bool has_symbols() const { return table != NO_TABLE; }
+    // Whether the raw bits of a weight have a sign, and how many they are.
+    __device__ __forceinline__ bool raw_signed(u32 layout) const {
+        return has_symbols() ? layout == FAST : raw_bits > 0;
+    }
+    __device__ __forceinline__ u32 field_bits(u32 layout) const { return raw_bits + raw_signed(layout); }
+};
+
+// Rows and columns of a group that are inside the matrix.
+struct Group {
+    u32 rows, cols;
+
+    __device__ __forceinline__ bool full() const { return rows == STRIPE_ROWS && cols == GROUP_COLS; }
+    __device__ __forceinline__ bool lanes_are_whole() const { return rows == STRIPE_ROWS && cols % LANE_COLS == 0; }
+};
+
+__device__ __forceinline__ Group group_of(const Tile& tile, u32 stripe, u32 group) {
+    return {min_u32(STRIPE_ROWS, tile.rows - stripe * STRIPE_ROWS), min_u32(GROUP_COLS, tile.cols - group * GROUP_COLS)};
+}
+
+__device__ __forceinline__ u32 group_bytes(const Group& group, u32 field_bits) {
+    return (group.rows * group.cols * field_bits + 127) / 128 * 16;
+}
+
+// The 8 bytes of a tile's header and the offset that follows it.
+struct TileHeader {
+    u32 offset, packed, next_offset;
+};
+
+__device__ __forceinline__ TileHeader load_header(const Weight& weight, u32 index, u32 count) {
+    const uint2 own = __ldg(reinterpret_cast<const uint2*>(weight.tiles) + index);
+    const bool last = index + 1 >= count;
+    const u32 next = last ? weight.payload_units : __ldg(reinterpret_cast<const u32*>(weight.tiles) + 2 * (index + 1));
+    return {own.x, own.y, next};
+}
+
+// The host has checked the header; bounds are enforced again, because a decoder must not leave its buffers whatever they
+// hold by now.
+__device__ __forceinline__ Tile tile_at(const Weight& weight, u32 index, const TileHeader& header) {
+    Tile tile;
+    tile.row = index / weight.tiles_across * weight.tile_rows;
+    tile.col = index % weight.tiles_across * weight.tile_cols;
+    tile.rows = min_u32(weight.tile_rows, weight.rows - tile.row);
+    tile.cols = min_u32(weight.tile_cols, weight.cols - tile.col);
+    tile.table = header.packed & 255;
+    if (tile.table != NO_TABLE) tile.table = min_u32(tile.table, weight.table_count - 1);
+    const u32 flags = header.packed >> 8;
+    tile.raw_bits = min_u32(flags & 15, tile.table == NO_TABLE ? 10 : weight.layout == FAST ? 8 : 3);
+    tile.left = flags >> 4 & 1;
+    tile.wide_lengths = flags >> 5 & 1;
+    tile.wide_escapes = flags >> 6 & 1;
+    tile.escapes = header.packed >> 16;
+    const u32 end = min_u32(header.next_offset, weight.payload_units);
+    tile.begin = u64(min_u32(header.offset, end)) * PAYLOAD_UNIT;
+    tile.end = u64(end) * PAYLOAD_UNIT;
+    return tile;
+}
+
+// Byte offsets of a tile's sections in the payload buffer.
+struct Sections {
+    u64 raw, words, end;
+    bool valid;  // they fit between the tile's begin and end
+};
+
+__device__ __forceinline__ u32 raw_section_bytes(const Tile& tile, u32 field_bits) {
+    const u32 stripes = tile.stripes(), across = tile.groups_across();
+    const Group inner = {STRIPE_ROWS, GROUP_COLS};
+    const Group corner = group_of(tile, stripes - 1, across - 1);
+    const Group right = {stripes > 1 ? STRIPE_ROWS : corner.rows, corner.cols};
+    const Group bottom = {corner.rows, across > 1 ? GROUP_COLS : corner.cols};
+    const u32 upper = (across - 1) * group_bytes(inner, field_bits) + group_bytes(right, field_bits);
+    return (stripes - 1) * upper + (across - 1) * group_bytes(bottom, field_bits) + group_bytes(corner, field_bits);
+}
+
+__device__ __forceinline__ Sections sections_of(const Tile& tile, u32 layout) {
+    Sections sections;
+    const u32 heads = tile.has_symbols() ? 4 * LANES + LANES * (tile.wide_lengths ? 2 : 1) : 0;
+    sections.raw = tile.begin + heads;
+    sections.words = sections.raw + raw_section_bytes(tile, tile.field_bits(layout));
+    sections.end = tile.end;
+    sections.valid = sections.words <= tile.end;
+    return sections;
+}
+
+// Escapes of a tile: positions, then values. `valid` where they fit into the payload.
+struct Escapes {
+    const u8* positions;
+    const u8* values;
+    u32 count;
+    bool wide;
+
+    __device__ __forceinline__ u32 position(u32 index) const {
+        return u32(__ldg(positions + 2 * index)) | u32(__ldg(positions + 2 * index + 1)) << 8;
+    }
+    __device__ __forceinline__ int value(u32 index) const {
+        if (!wide) return static_cast<signed char>(__ldg(values + index));
+        return static_cast<short>(u32(__ldg(values + 2 * index)) | u32(__ldg(values + 2 * index + 1)) << 8);
+    }
+};
+
+// `word_count` is the sum of the lanes' lengths.
+__device__ __forceinline__ Escapes escapes_of(const Weight& weight, const Tile& tile, const Sections& sections, u32 word_count) {
+    const u64 positions = sections.words + 2 * u64(word_count);
+    const u64 values = positions + 2 * u64(tile.escapes);
+    const bool fits = values + u64(tile.escapes) * (tile.wide_escapes ? 2 : 1) <= sections.end;
+    return {weight.payload + positions, weight.payload + values, fits ? tile.escapes : 0, tile.wide_escapes};
+}
