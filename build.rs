@@ -5,7 +5,8 @@ use std::path::Path;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=csrc");
+    println!("cargo:rerun-if-changed=csrc/parallel.cpp");
+    println!("cargo:rerun-if-changed=csrc/parallel.h");
     // Set by torch-sys, for its direct dependents only.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
         println!("cargo:warning=torch-sys named no libtorch folder: run scripts/setup.sh first");

@@ -19,6 +19,8 @@ pub enum ErrorKind {
     InvalidArgument,
     /// libtorch reported an error.
     Torch,
+    /// The CUDA driver or the kernel compiler reported an error.
+    Cuda,
 }
 
 /// An error with its subject: the full tensor path, file or argument it is about.

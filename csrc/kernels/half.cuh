@@ -12,6 +12,7 @@ __device__ __forceinline__ float half_to_float(u16 half) {
     return value;
 }
 
+// To the nearest, ties to even; beyond 65504 to infinity.
 __device__ __forceinline__ u16 float_to_half(float value) {
     u16 half;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
@@ -20,6 +21,7 @@ __device__ __forceinline__ u16 float_to_half(float value) {
 
 __device__ __forceinline__ float bf16_to_float(u16 bf16) { return __uint_as_float(u32(bf16) << 16); }
 
+// To the nearest, ties to even.
 __device__ __forceinline__ u16 float_to_bf16(float value) {
     u16 bf16;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bf16) : "f"(value));

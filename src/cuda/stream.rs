@@ -1,0 +1,30 @@
+//! A CUDA stream: one of libtorch's, never our own.
+
+use std::ffi::c_void;
+
+use cudarc::driver::sys::CUstream;
+
+/// A stream of libtorch's, which lives as long as the process. Equal handles are the same stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Stream(CUstream);
+
+// SAFETY: a handle, not memory: the driver's functions take it from any thread, and libtorch never destroys a stream.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    pub(super) fn new(handle: *mut c_void) -> Self {
+        Self(handle.cast())
+    }
+
+    /// The driver's handle.
+    pub(super) fn handle(self) -> CUstream {
+        self.0
+    }
+
+    /// Whether this is the legacy default stream, which can't be captured.
+    pub(crate) fn is_default(self) -> bool {
+        self.0.is_null()
+    }
+}
