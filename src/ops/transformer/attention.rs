@@ -63,7 +63,11 @@ pub(crate) fn takes_head(head_dim: usize) -> bool {
 impl Layout {
     fn check(&self) -> Result<()> {
         let width_fits = usize::try_from(self.head_dim).is_ok_and(takes_head);
-        if self.batch > 0 && self.kv_heads > 0 && self.heads > 0 && self.heads % self.kv_heads == 0 && width_fits
+        if self.batch > 0
+            && self.kv_heads > 0
+            && self.heads > 0
+            && self.heads % self.kv_heads == 0
+            && width_fits
         {
             return Ok(());
         }
@@ -166,11 +170,8 @@ pub(crate) fn attention(
         capacity: int("capacity", capacity)?,
     };
     let scale = (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32;
-    let grid = [
-        blocks("parts", scratch.parts)?,
-        blocks("heads", layout.blocks_across())?,
-        blocks("batch", batch)?,
-    ];
+    let grid =
+        [blocks("parts", scratch.parts)?, blocks("heads", layout.blocks_across())?, blocks("batch", batch)?];
     let args = [
         arg(&out),
         arg(&qkv),

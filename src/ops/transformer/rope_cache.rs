@@ -69,8 +69,11 @@ pub(crate) fn rope_cache(
     let (heads, kv_heads) = (int("heads", heads)?, int("kv_heads", kv_heads)?);
     let (head_dim, capacity) = (int("head_dim", head_dim)?, int("capacity", capacity)?);
     let threads = (head_dim as u32 / 2).next_multiple_of(32).clamp(32, 128);
-    let kernel =
-        launcher.kernel(&kernels::ROPE_CACHE, kind, ["rope_cache_f32", "rope_cache_f16", "rope_cache_bf16"])?;
+    let kernel = launcher.kernel(
+        &kernels::ROPE_CACHE,
+        kind,
+        ["rope_cache_f32", "rope_cache_f16", "rope_cache_bf16"],
+    )?;
     let args = [
         arg(&qkv),
         arg(&keys),
