@@ -21,6 +21,8 @@ mod library;
 mod memory;
 mod modules;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use architecture::ARCHITECTURES;
 pub use compile::{compile_all, has_compiler, Compiled};
