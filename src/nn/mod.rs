@@ -7,6 +7,7 @@ mod compressed_embedding;
 mod compressed_linear;
 mod dense;
 mod merged_linear;
+mod switch_over;
 
 pub(crate) use bias::Bias;
 pub use compressed::DecodeCounters;
@@ -92,7 +93,7 @@ impl Embedding {
     pub(crate) fn forward_into(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
         match self {
             Self::Dense(embedding) => embedding.forward_into(tokens, out),
-            Self::Compressed(embedding) => embedding.gather_rows_into(tokens, out),
+            Self::Compressed(embedding) => embedding.forward_into(tokens, out),
         }
     }
 

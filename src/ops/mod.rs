@@ -1,5 +1,6 @@
 //! What a compressed weight can do: multiply while it decodes, decode into scratch, give rows. Tensor in, tensor out.
 
+pub(crate) mod cuda;
 mod decode_to_scratch;
 mod fused_linear;
 mod parallel;
