@@ -58,7 +58,8 @@ const SCRATCH_BYTES: usize = 32 << 20;
 pub struct CompressedLinear {
     weight: Arc<CompressedWeight>,
     bias: Option<Arc<Bias>>,
-    fused_rows: AtomicUsize,
+    /// Shared by all handles to the layer.
+    fused_rows: Arc<AtomicUsize>,
 }
 
 impl CompressedLinear {
@@ -88,16 +89,12 @@ impl CompressedLinear {
     }
 
     fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
-        Self { weight, bias, fused_rows: AtomicUsize::new(BY_DTYPE) }
+        Self { weight, bias, fused_rows: Arc::new(AtomicUsize::new(BY_DTYPE)) }
     }
 
-    /// Another handle to the same weight.
+    /// Another handle to the same layer.
     pub(super) fn share(&self) -> Self {
-        Self {
-            weight: self.weight.clone(),
-            bias: self.bias.clone(),
-            fused_rows: AtomicUsize::new(self.fused_rows.load(Ordering::Relaxed)),
-        }
+        Self { weight: self.weight.clone(), bias: self.bias.clone(), fused_rows: self.fused_rows.clone() }
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on `x`'s device, its rows any distance apart: on a GPU without
@@ -235,6 +232,60 @@ impl CompressedLinear {
         match stripes.len() {
             1 => Ok(stripes.remove(0)),
             _ => Tensor::f_cat(&stripes, -1).about(subject),
+        }
+    }
+
+    /// Decodes the weight into `out` `[out_features, in_features]`, contiguous, in FP32, FP16 or BF16, on the weight's device; on a
+    /// GPU without waiting for it.
+    ///
+    /// # Errors
+    /// An `out` of another shape, dtype or device; a damaged weight; what the CUDA driver reports.
+    pub fn decode_into(&self, out: &Tensor) -> Result<()> {
+        let (size, shape) = (out.size(), self.weight.shape().map(|features| features as i64));
+        if size != shape || !out.is_contiguous() || out.device() != self.weight.device() {
+            return Err(Error::invalid(
+                self.weight.tensor_path(),
+                format!(
+                    "output is {size:?} on {:?}, wanted {shape:?}, contiguous, on {:?}",
+                    out.device(),
+                    self.weight.device()
+                ),
+            ));
+        }
+        match out.kind() {
+            _ if out.device().is_cuda() => self.decode_on_cuda(out),
+            Kind::Half => self.decode_on_cpu::<f16>(out),
+            Kind::BFloat16 => self.decode_on_cpu::<bf16>(out),
+            Kind::Float => self.decode_on_cpu::<f32>(out),
+            other => Err(Error::invalid(
+                self.weight.tensor_path(),
+                format!("output is {other:?}, wanted Float, Half or BFloat16"),
+            )),
+        }
+    }
+
+    /// `out` is contiguous, of T's dtype and of the weight's shape.
+    fn decode_on_cpu<T: ScratchElement>(&self, out: &Tensor) -> Result<()> {
+        self.weight.decode_with(|weight| {
+            // SAFETY: a contiguous CPU tensor of T's dtype with this many elements; the caller lends it to be written.
+            let elements = unsafe {
+                std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), weight.rows() * weight.cols())
+            };
+            decode_to_scratch(weight, 0..weight.view.header.grid.tiles_down(), elements)
+        })
+    }
+
+    /// Whether [`CompressedLinear::try_forward`] of `x` multiplies while it decodes. On a GPU this may measure, as a forward may.
+    ///
+    /// # Errors
+    /// As [`CompressedLinear::try_forward`].
+    pub fn is_fused(&self, x: &Tensor) -> Result<bool> {
+        self.check_input(x)?;
+        let batch = x.numel() / self.weight.shape()[1].max(1);
+        if x.device().is_cuda() {
+            self.is_fused_on_cuda(x, batch)
+        } else {
+            Ok(batch <= self.fused_rows(x.kind()))
         }
     }
 

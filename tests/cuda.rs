@@ -1,0 +1,4 @@
+//! What needs a GPU: one binary, which skips every test, with a message, where there is none.
+
+#[path = "cuda/ops.rs"]
+mod ops;
