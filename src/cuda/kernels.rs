@@ -29,10 +29,20 @@ macro_rules! embedded {
     };
 }
 
-kernels! {}
+kernels! {
+    DECODE_TO_SCRATCH: "decode_to_scratch.cu",
+    FUSED_LINEAR: "fused_linear.cu",
+}
 
 /// What kernels include, by name.
-pub(super) static HEADERS: &[Source] = &[embedded!("half.cuh")];
+pub(super) static HEADERS: &[Source] = &[
+    embedded!("decode.cuh"),
+    embedded!("dequantize.cuh"),
+    embedded!("group.cuh"),
+    embedded!("half.cuh"),
+    embedded!("rans.cuh"),
+    embedded!("tile.cuh"),
+];
 
 #[cfg(test)]
 mod tests {
