@@ -15,7 +15,7 @@ pub const FORMAT_VERSION: u16 = 1;
 pub const HEADER_BYTES: usize = 56;
 
 /// What a rANS symbol stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// Four 2-bit classes a symbol; sign and low magnitude bits are raw. What the fused kernels want.
     Fast,

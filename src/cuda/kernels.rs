@@ -30,14 +30,23 @@ macro_rules! embedded {
 }
 
 kernels! {
+    ACTIVATIONS: "activations.cu",
+    ARGMAX: "argmax.cu",
+    ATTENTION: "attention.cu",
     DECODE_TO_SCRATCH: "decode_to_scratch.cu",
+    EMBEDDING: "embedding.cu",
     FUSED_LINEAR: "fused_linear.cu",
+    GATHER_ROWS: "gather_rows.cu",
+    RMS_NORM: "rms_norm.cu",
+    ROPE_CACHE: "rope_cache.cu",
+    SWIGLU: "swiglu.cu",
 }
 
 /// What kernels include, by name.
 pub(super) static HEADERS: &[Source] = &[
     embedded!("decode.cuh"),
     embedded!("dequantize.cuh"),
+    embedded!("element.cuh"),
     embedded!("group.cuh"),
     embedded!("half.cuh"),
     embedded!("rans.cuh"),

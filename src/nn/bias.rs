@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::byte_buffer::{restore_bytes, BufferVersion};
 use crate::codec::{raw_bytes, SourceDtype};
 use crate::error::{Error, Result, TorchContext};
+use crate::ops::transformer::Launcher;
 
 const PREFIX_BYTES: usize = 16;
 
@@ -26,8 +27,29 @@ pub(crate) struct Bias {
 struct State {
     /// The registered buffer.
     bytes: Tensor,
-    /// The bias in its own dtype, and the buffer it was read from.
-    prepared: Option<(BufferVersion, Tensor)>,
+    /// The buffer it was read from, and the bias on its device.
+    prepared: Option<(BufferVersion, InEveryDtype)>,
+}
+
+/// The bias in FP32, FP16 and BF16, so that no forward has to convert it.
+#[derive(Debug)]
+struct InEveryDtype([Tensor; 3]);
+
+impl InEveryDtype {
+    fn of(bias: &Tensor, path: &str) -> Result<Self> {
+        let to = |kind| bias.f_to_kind(kind).about(path);
+        Ok(Self([to(Kind::Float)?, to(Kind::Half)?, to(Kind::BFloat16)?]))
+    }
+
+    fn tensor(&self, kind: Kind) -> Tensor {
+        let [float, half, bfloat16] = &self.0;
+        match kind {
+            Kind::Half => half,
+            Kind::BFloat16 => bfloat16,
+            _ => float,
+        }
+        .shallow_clone()
+    }
 }
 
 // SAFETY: as for `CompressedWeight`: only read, except under the write lock.
@@ -37,7 +59,7 @@ impl Bias {
     /// Wraps the registered buffer `bytes` of a layer with `len` outputs and checks it.
     pub fn new(path: String, bytes: Tensor, len: usize) -> Result<Self> {
         let bias = Self { path, state: RwLock::new(State { bytes, prepared: None }), len };
-        bias.prepared().map(|_| bias)
+        bias.tensor(Kind::Float).map(|_| bias)
     }
 
     /// The buffer of a float bias `[out_features]`.
@@ -83,18 +105,14 @@ impl Bias {
         self.state.read().unwrap_or_else(PoisonError::into_inner).bytes.numel()
     }
 
-    /// The bias `[out_features]` as `kind`.
+    /// The bias `[out_features]` as `kind` (FP32, FP16 or BF16) on the device of its buffer: read from the bytes once and again
+    /// only where they have changed.
     pub fn tensor(&self, kind: Kind) -> Result<Tensor> {
-        self.prepared()?.f_to_kind(kind).about(&self.path)
-    }
-
-    /// The bias in its own dtype, read from the bytes once and again only where they have changed.
-    fn prepared(&self) -> Result<Tensor> {
         {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             let version = BufferVersion::of(&state.bytes, &self.path)?;
             if let Some((_, bias)) = state.prepared.as_ref().filter(|(seen, _)| *seen == version) {
-                return Ok(bias.shallow_clone());
+                return Ok(bias.tensor(kind));
             }
         }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +125,15 @@ impl Bias {
             ));
         }
         let version = BufferVersion::of(&state.bytes, &self.path)?;
-        state.prepared = Some((version, bias.shallow_clone()));
-        Ok(bias)
+        let bias = bias.f_to_device(state.bytes.device()).about(&self.path)?;
+        let prepared = InEveryDtype::of(&bias, &self.path)?;
+        if bias.device().is_cuda() {
+            // Other streams will read it, which know nothing of this one's copies.
+            let launcher = Launcher::on(bias.device())?;
+            launcher.device.synchronize(launcher.stream)?;
+        }
+        let tensor = prepared.tensor(kind);
+        state.prepared = Some((version, prepared));
+        Ok(tensor)
     }
 }

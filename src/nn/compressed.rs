@@ -12,6 +12,8 @@ use tch::{nn, Device, Kind, Tensor};
 use super::byte_buffer::{restore_bytes, BufferVersion};
 use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
+use crate::ops::cuda::{CheckedWeight, DeviceWeight};
+use crate::ops::transformer::Launcher;
 use crate::ops::WeightRef;
 
 /// How often and for how long a weight was decoded.
@@ -19,7 +21,7 @@ use crate::ops::WeightRef;
 pub struct DecodeCounters {
     /// Decodes of the whole weight: fused or into scratch.
     pub decodes: u64,
-    /// Time spent in them, multiplication included where it is fused.
+    /// Time spent in them, multiplication included where it is fused; on a GPU, time to launch them.
     pub nanoseconds: u64,
 }
 
@@ -46,10 +48,26 @@ unsafe impl Sync for CompressedWeight {}
 
 /// What is made of the buffers once, and the buffers it was made of.
 #[derive(Debug)]
-struct Prepared {
+pub(crate) struct Prepared {
     versions: [BufferVersion; 5],
-    tables: DecodeTables,
-    scales: Vec<f32>,
+    form: Form,
+}
+
+/// What decoding takes beside the buffers, where they are.
+#[derive(Debug)]
+enum Form {
+    Host { tables: DecodeTables, scales: Vec<f32> },
+    Device(DeviceWeight),
+}
+
+impl Prepared {
+    /// The weight on its GPU, if it is on one.
+    pub(super) fn device_weight(&self) -> Option<&DeviceWeight> {
+        match &self.form {
+            Form::Host { .. } => None,
+            Form::Device(weight) => Some(weight),
+        }
+    }
 }
 
 impl CompressedWeight {
@@ -69,12 +87,15 @@ impl CompressedWeight {
                 ));
             }
         }
+        // What is about to leave the CPU is checked here: fetching it back would cost time and memory.
+        let leaves = path.device().is_cuda() && buffers.iter().all(|buffer| buffer.device() == Device::Cpu);
+        let checked = leaves.then(|| CheckedWeight::of(&view_of(&tensor_path, &buffers)?)).transpose()?;
         let mut names = BUFFER_NAMES.iter();
         let buffers = buffers.map(|buffer| {
             let name = names.next().copied().unwrap_or_default();
             path.add(name, buffer.to_device(path.device()), false)
         });
-        let weight = Self {
+        let mut weight = Self {
             tensor_path,
             buffers,
             shape: None,
@@ -83,7 +104,15 @@ impl CompressedWeight {
             decodes: AtomicU64::new(0),
             nanoseconds: AtomicU64::new(0),
         };
-        let shape = weight.with_ref(|weight| Ok([weight.rows(), weight.cols()]))?;
+        let shape = match checked {
+            Some(checked) => {
+                let shape = checked.shape();
+                let prepared = Prepared { versions: weight.versions()?, form: weight.on_device(checked)? };
+                weight.prepared = RwLock::new(Some(Arc::new(prepared)));
+                shape
+            }
+            None => weight.prepared()?.shape(&weight)?,
+        };
         Ok(Self { shape: Some(shape), ..weight })
     }
 
@@ -109,20 +138,42 @@ impl CompressedWeight {
         self.buffers.iter().map(Tensor::numel).sum()
     }
 
-    /// Calls `work` with the checked weight; makes tables and scales first where the buffers have changed.
+    /// Where the buffers are.
+    pub fn device(&self) -> Device {
+        let [.., payload] = &self.buffers;
+        payload.device()
+    }
+
+    /// Calls `work` with the checked weight, which is on the CPU; makes tables and scales first where the buffers have changed.
     pub fn with_ref<T>(&self, work: impl FnOnce(&WeightRef) -> Result<T>) -> Result<T> {
         let prepared = self.prepared()?;
-        let view = self.view()?;
-        work(&WeightRef { view, tables: &prepared.tables, scales: &prepared.scales })
+        let Form::Host { tables, scales } = &prepared.form else {
+            return Err(self.elsewhere(Device::Cpu));
+        };
+        let view = view_of(&self.tensor_path, &self.buffers)?;
+        work(&WeightRef { view, tables, scales })
+    }
+
+    /// The error for a weight that is not where its input is.
+    pub fn elsewhere(&self, wanted: Device) -> Error {
+        Error::invalid(
+            &*self.tensor_path,
+            format!("weight is on {:?}, its input on {wanted:?} (move one to the other)", self.device()),
+        )
     }
 
     /// As [`Self::with_ref`], counted as one decode.
     pub fn decode_with<T>(&self, work: impl FnOnce(&WeightRef) -> Result<T>) -> Result<T> {
+        self.counted(|| self.with_ref(work))
+    }
+
+    /// Runs `work` and counts it as one decode.
+    pub fn counted<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if !self.counting.load(Ordering::Relaxed) {
-            return self.with_ref(work);
+            return work();
         }
         let start = Instant::now();
-        let result = self.with_ref(work);
+        let result = work();
         self.decodes.fetch_add(1, Ordering::Relaxed);
         self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         result
@@ -150,7 +201,8 @@ impl CompressedWeight {
         ])
     }
 
-    fn prepared(&self) -> Result<Arc<Prepared>> {
+    /// What decoding takes beside the buffers; made anew where they have changed.
+    pub(super) fn prepared(&self) -> Result<Arc<Prepared>> {
         {
             // The buffers are looked at under the lock too: another thread may be turning them back into bytes.
             let slot = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -165,46 +217,78 @@ impl CompressedWeight {
         if let Some(prepared) = slot.clone().filter(|prepared| prepared.versions == versions) {
             return Ok(prepared);
         }
-        let view = self.view()?;
-        view.verify_checksum()?;
-        let shape = [view.header.grid.rows(), view.header.grid.cols()];
+        let form = self.form()?;
+        let prepared = Prepared { versions, form };
+        let shape = prepared.shape(self)?;
         if self.shape.is_some_and(|registered| registered != shape) {
             return Err(Error::corrupt(
                 &*self.tensor_path,
                 format!("buffers now hold shape {shape:?}, registered was {:?}", self.shape()),
             ));
         }
-        let prepared =
-            Arc::new(Prepared { versions, tables: DecodeTables::new(&view)?, scales: view.scales()? });
+        let prepared = Arc::new(prepared);
         *slot = Some(prepared.clone());
         Ok(prepared)
     }
 
-    fn view(&self) -> Result<View<'_>> {
-        let mut slices: [&[u8]; 5] = [&[]; 5];
-        for (slice, buffer) in slices.iter_mut().zip(&self.buffers) {
-            if buffer.device() != Device::Cpu {
-                return Err(Error::unsupported(
-                    &*self.tensor_path,
-                    format!(
-                        "weight is on {:?}, this version decodes on the CPU only (move it back)",
-                        buffer.device()
-                    ),
-                ));
-            }
-            if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {
-                return Err(Error::corrupt(&*self.tensor_path, "a buffer is not contiguous bytes"));
-            }
-            if buffer.numel() > 0 {
-                // SAFETY: a contiguous CPU tensor of `numel` bytes that `self` keeps alive, and that nobody
-                // writes while it is shared (see the argument for `Sync`).
-                *slice = unsafe {
-                    std::slice::from_raw_parts(buffer.data_ptr().cast_const().cast(), buffer.numel())
-                };
+    /// Checks the buffers, wherever they are.
+    fn form(&self) -> Result<Form> {
+        if !self.device().is_cuda() {
+            let view = view_of(&self.tensor_path, &self.buffers)?;
+            view.verify_checksum()?;
+            return Ok(Form::Host { tables: DecodeTables::new(&view)?, scales: view.scales()? });
+        }
+        let mut fetched = Vec::with_capacity(self.buffers.len());
+        for buffer in &self.buffers {
+            fetched.push(buffer.f_to_device(Device::Cpu).about(&self.tensor_path)?);
+        }
+        let checked = CheckedWeight::of(&view_of(&self.tensor_path, &fetched)?)?;
+        self.on_device(checked)
+    }
+
+    fn on_device(&self, checked: CheckedWeight) -> Result<Form> {
+        let weight = DeviceWeight::new(checked, &self.buffers)?;
+        // Kernels read weights before they wait for the launches ahead of them, and on streams that know nothing of this one's
+        // copies.
+        let launcher = Launcher::on(self.device())?;
+        launcher.device.synchronize(launcher.stream)?;
+        Ok(Form::Device(weight))
+    }
+}
+
+impl Prepared {
+    fn shape(&self, weight: &CompressedWeight) -> Result<[usize; 2]> {
+        match &self.form {
+            Form::Device(weight) => Ok(weight.shape()),
+            Form::Host { .. } => {
+                let grid = view_of(&weight.tensor_path, &weight.buffers)?.header.grid;
+                Ok([grid.rows(), grid.cols()])
             }
         }
-        View::new(&self.tensor_path, slices)
     }
+}
+
+/// Looks at `buffers`, which are on the CPU, as a tensor.
+fn view_of<'a>(tensor_path: &str, buffers: &'a [Tensor]) -> Result<View<'a>> {
+    let mut slices: [&[u8]; 5] = [&[]; 5];
+    for (slice, buffer) in slices.iter_mut().zip(buffers) {
+        if buffer.device() != Device::Cpu {
+            return Err(Error::unsupported(
+                tensor_path,
+                format!("a buffer is on {:?}, the others on the CPU (move them together)", buffer.device()),
+            ));
+        }
+        if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {
+            return Err(Error::corrupt(tensor_path, "a buffer is not contiguous bytes"));
+        }
+        if buffer.numel() > 0 {
+            // SAFETY: a contiguous CPU tensor of `numel` bytes that the borrow keeps alive, and that nobody writes while it is
+            // shared (see the argument for `Sync`).
+            *slice =
+                unsafe { std::slice::from_raw_parts(buffer.data_ptr().cast_const().cast(), buffer.numel()) };
+        }
+    }
+    View::new(tensor_path, slices)
 }
 
 /// The full name that `path` stands for.

@@ -9,7 +9,8 @@ use super::compressed::{CompressedWeight, DecodeCounters};
 use super::compressed_linear::CompressedLinear;
 use crate::codec::CompressedTensor;
 use crate::error::{Error, Result, TorchContext};
-use crate::ops::{gather_rows, ScratchElement};
+use crate::ops::transformer::Launcher;
+use crate::ops::{cuda, gather_rows, ScratchElement};
 
 /// An embedding table `[vocab, hidden]` whose rows are decoded when they are looked up.
 ///
@@ -47,7 +48,11 @@ impl CompressedEmbedding {
         Ok(Self { weight: Arc::new(weight), kind })
     }
 
-    /// Token ids (any shape, `Int64`) to vectors `[..., hidden]`.
+    /// Token ids (any shape, `Int64`) to vectors `[..., hidden]`, on their device, which must be the table's.
+    ///
+    /// # Errors
+    /// Ids of another dtype or on another device; a damaged table; on a CPU, an id outside the table. On a GPU, which looks the
+    /// ids up without the host, such an id gives a vector of NaN.
     pub fn try_forward(&self, ids: &Tensor) -> Result<Tensor> {
         if ids.kind() != Kind::Int64 {
             return Err(Error::invalid(
@@ -55,11 +60,32 @@ impl CompressedEmbedding {
                 format!("token ids have dtype {:?}, wanted Int64", ids.kind()),
             ));
         }
+        if ids.device() != self.weight.device() {
+            return Err(self.weight.elsewhere(ids.device()));
+        }
         match self.kind {
+            _ if ids.device().is_cuda() => self.rows_on_cuda(ids),
             Kind::Half => self.rows::<f16>(ids),
             Kind::BFloat16 => self.rows::<bf16>(ids),
             _ => self.rows::<f32>(ids),
         }
+    }
+
+    fn rows_on_cuda(&self, ids: &Tensor) -> Result<Tensor> {
+        let subject = self.weight.tensor_path();
+        let hidden = self.weight.shape()[1] as i64;
+        let size: Vec<i64> = ids.size().into_iter().chain([hidden]).collect();
+        let flat = ids.f_reshape([-1]).and_then(|flat| flat.f_contiguous()).about(subject)?;
+        let shape = [flat.numel() as i64, hidden];
+        let out = Tensor::f_empty(shape, (self.kind, ids.device())).about(subject)?;
+        self.gather_on_cuda(&flat, &out)?;
+        out.f_reshape(&size).about(subject)
+    }
+
+    fn gather_on_cuda(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
+        let prepared = self.weight.prepared()?;
+        let weight = prepared.device_weight().ok_or_else(|| self.weight.elsewhere(tokens.device()))?;
+        cuda::gather_rows(&Launcher::on(tokens.device())?, weight, tokens, out)
     }
 
     fn rows<T: ScratchElement + Default>(&self, ids: &Tensor) -> Result<Tensor> {
@@ -78,6 +104,15 @@ impl CompressedEmbedding {
         let elements = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), count * hidden) };
         self.weight.with_ref(|weight| gather_rows(weight, &indices, elements))?;
         out.f_reshape(&size).about(subject)
+    }
+
+    /// The vectors of `tokens` `[batch]` (`Int64`) into `out` `[batch, hidden]` on their device; on a GPU without allocating.
+    pub(crate) fn forward_into(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
+        if tokens.device().is_cuda() {
+            return self.gather_on_cuda(tokens, out);
+        }
+        let rows = self.try_forward(tokens)?;
+        out.shallow_clone().f_copy_(&rows).about(self.weight.tensor_path())
     }
 
     /// `[vocab, hidden]`.

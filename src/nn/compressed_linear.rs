@@ -13,7 +13,10 @@ use crate::codec::CompressedTensor;
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
-/// Rows of `x` up to which the fused path is taken unless told otherwise.
+mod cuda;
+pub(super) use cuda::Ready;
+
+/// Rows of `x` up to which the fused path is taken on a CPU unless told otherwise.
 ///
 /// Where the paths cross depends on how fast libtorch multiplies in the dtype (measured on two AVX-512 cores with
 /// `codecllm bench`): a further row costs the fused path 0.02 ns a weight, libtorch 0.08 in FP16, 0.025 in FP32 and 0.008
@@ -34,8 +37,8 @@ const SCRATCH_BYTES: usize = 32 << 20;
 
 /// A linear layer whose weight stays compressed in memory.
 ///
-/// Few rows of `x` are multiplied while decoding (fused); for many, the weight is decoded into a scratch buffer of the
-/// calling thread, reused from call to call, and libtorch multiplies.
+/// Few rows of `x` are multiplied while decoding (fused); for many, the weight is decoded into a scratch buffer, reused from
+/// call to call, and libtorch multiplies. On a CPU every thread has its own buffer, on a GPU every stream.
 ///
 /// ```
 /// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
@@ -54,7 +57,7 @@ const SCRATCH_BYTES: usize = 32 << 20;
 #[derive(Debug)]
 pub struct CompressedLinear {
     weight: Arc<CompressedWeight>,
-    bias: Option<Bias>,
+    bias: Option<Arc<Bias>>,
     fused_rows: AtomicUsize,
 }
 
@@ -73,7 +76,7 @@ impl CompressedLinear {
             Some(bytes) => {
                 check_new(path, "bias")?;
                 let bytes = path.add("bias", bytes.to_device(path.device()), false);
-                Some(Bias::new(path.path("bias"), bytes, weight.shape()[0])?)
+                Some(Arc::new(Bias::new(path.path("bias"), bytes, weight.shape()[0])?))
             }
         };
         Ok(Self::with(Arc::new(weight), bias))
@@ -84,62 +87,109 @@ impl CompressedLinear {
         Self::with(weight, None)
     }
 
-    fn with(weight: Arc<CompressedWeight>, bias: Option<Bias>) -> Self {
+    fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
         Self { weight, bias, fused_rows: AtomicUsize::new(BY_DTYPE) }
     }
 
-    /// `x` `[..., in_features]` in FP32, FP16 or BF16 to `[..., out_features]` in the same dtype.
+    /// Another handle to the same weight.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            fused_rows: AtomicUsize::new(self.fused_rows.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on `x`'s device, its rows any distance apart: on a GPU without
+    /// allocating once the scratch is as large as it needs to be.
+    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let compute = || {
+            self.check_input(x)?;
+            if x.device().is_cuda() {
+                return self.forward_on_cuda(x, y);
+            }
+            let product = self.forward_without_grad(x)?;
+            y.shallow_clone().f_copy_(&product).about(self.weight.tensor_path())
+        };
+        tch::no_grad(compute)
+    }
+
+    /// `x` `[..., in_features]` in FP32, FP16 or BF16 to `[..., out_features]` in the same dtype, on `x`'s device, which must be
+    /// the weight's: a CPU or a CUDA device. There it runs on libtorch's current stream, without waiting for it.
     ///
     /// For inference only: no gradient flows through it.
     ///
     /// # Errors
-    /// An input of another shape, dtype or device; a damaged weight; what libtorch reports. By tensor path.
+    /// An input of another shape, dtype or device; a damaged weight; what libtorch and the CUDA driver report. By tensor path.
     pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
         tch::no_grad(|| self.forward_without_grad(x))
     }
 
     fn forward_without_grad(&self, x: &Tensor) -> Result<Tensor> {
+        self.check_input(x)?;
         let subject = self.weight.tensor_path();
         let [out_features, in_features] = self.weight.shape();
         let mut size = x.size();
+        if let Some(last) = size.last_mut() {
+            *last = out_features as i64;
+        }
+        if x.numel() == 0 {
+            return Tensor::f_zeros(&size, (x.kind(), x.device())).about(subject);
+        }
+        let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
+        let y = if x.device().is_cuda() {
+            let shape = [rows.size()[0], out_features as i64];
+            let y = Tensor::f_empty(shape, (x.kind(), x.device())).about(subject)?;
+            self.forward_on_cuda(&rows, &y)?;
+            y
+        } else {
+            self.forward_on_cpu(&rows)?
+        };
+        y.f_reshape(&size).about(subject)
+    }
+
+    fn check_input(&self, x: &Tensor) -> Result<()> {
+        let subject = self.weight.tensor_path();
+        let in_features = self.weight.shape()[1];
+        let size = x.size();
         if size.last() != Some(&(in_features as i64)) {
             return Err(Error::invalid(
                 subject,
                 format!("input has shape {size:?}, wanted [..., {in_features}]"),
             ));
         }
-        let kind = x.kind();
+        let (kind, device) = (x.kind(), x.device());
         if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16) {
             return Err(Error::invalid(
                 subject,
                 format!("input is {kind:?}, wanted Float, Half or BFloat16"),
             ));
         }
-        if x.device() != Device::Cpu {
+        if !matches!(device, Device::Cpu | Device::Cuda(_)) {
             return Err(Error::unsupported(
                 subject,
-                format!("input is on {:?}, this version computes on the CPU only", x.device()),
+                format!("input is on {device:?}, wanted a CPU or a CUDA device"),
             ));
         }
-        if let Some(last) = size.last_mut() {
-            *last = out_features as i64;
+        if device != self.weight.device() {
+            return Err(self.weight.elsewhere(device));
         }
-        if x.numel() == 0 {
-            return Tensor::f_zeros(&size, (kind, Device::Cpu)).about(subject);
+        Ok(())
+    }
+
+    /// `x` is `[batch, in_features]`.
+    fn forward_on_cpu(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let batch = x.size()[0] as usize;
+        if batch <= self.fused_rows(kind) {
+            let y = self.weight.decode_with(|weight| fused_linear(weight, x))?;
+            return self.finish_fused(y, kind);
         }
-        let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
-        let batch = rows.size()[0] as usize;
-        let y = if batch <= self.fused_rows(kind) {
-            let y = self.weight.decode_with(|weight| fused_linear(weight, &rows))?;
-            self.finish_fused(y, kind)?
-        } else {
-            self.weight.decode_with(|weight| match kind {
-                Kind::Half => self.through_scratch::<f16>(weight, &rows),
-                Kind::BFloat16 => self.through_scratch::<bf16>(weight, &rows),
-                _ => self.through_scratch::<f32>(weight, &rows),
-            })?
-        };
-        y.f_reshape(&size).about(subject)
+        self.weight.decode_with(|weight| match kind {
+            Kind::Half => self.through_scratch::<f16>(weight, x),
+            Kind::BFloat16 => self.through_scratch::<bf16>(weight, x),
+            _ => self.through_scratch::<f32>(weight, x),
+        })
     }
 
     fn fused_rows(&self, kind: Kind) -> usize {
@@ -200,10 +250,11 @@ impl CompressedLinear {
 
     /// Bytes of the buffers.
     pub fn weight_bytes(&self) -> usize {
-        self.weight.bytes() + self.bias.as_ref().map_or(0, Bias::bytes)
+        self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| bias.bytes())
     }
 
-    /// Takes the fused path up to this many rows of `x`: 0 forces scratch, `usize::MAX` fused.
+    /// Takes the fused path up to this many rows of `x`: 0 forces scratch, `usize::MAX` fused (on a GPU, where the kernel
+    /// takes the weight). Without it a CPU goes by [`default_fused_rows`], a GPU by what it measured.
     pub fn set_fused_rows(&self, rows: usize) {
         self.fused_rows.store(rows, Ordering::Relaxed);
     }

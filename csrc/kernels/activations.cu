@@ -1,0 +1,77 @@
+// x as the fused linears read it: rows of FP16, with zeros up to a whole group. One block a row.
+//
+// FP32 and BF16 reach further than FP16: a row is divided by the power of two that brings its largest magnitude to 2^14 or above,
+// below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest.
+#include "element.cuh"
+
+// Mirrors `Arguments` of src/ops/cuda/activations.rs.
+struct Arguments {
+    const void* x;    // rows of `x_stride` elements
+    u16* out;         // rows of `padded_cols` elements
+    int* exponents;   // null for FP16
+    u64 x_stride;
+    u32 cols, padded_cols;
+};
+
+constexpr u32 WARP = 32;
+constexpr u32 MOST_WARPS = 32;
+constexpr u32 INFINITE_BITS = 0x7F800000;
+constexpr int LARGEST_EXPONENT = 14;
+
+// The largest of the block's values, for all of its threads.
+__device__ __forceinline__ u32 block_max(u32 own) {
+    __shared__ u32 of_warps[MOST_WARPS];
+    own = __reduce_max_sync(~0u, own);
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    if (lane == 0) of_warps[warp] = own;
+    __syncthreads();
+    own = lane < blockDim.x / WARP ? of_warps[lane] : 0;
+    return __reduce_max_sync(~0u, own);
+}
+
+// The exponent of a finite magnitude above 0, given as its bits: 2^exponent <= magnitude < 2^(exponent + 1).
+__device__ __forceinline__ int exponent_of(u32 bits) {
+    return bits >> 23 ? int(bits >> 23) - 127 : 31 - __clz(int(bits)) - 149;
+}
+
+template <class E>
+__device__ __forceinline__ int row_exponent(const typename E::Type* x, u32 cols) {
+    u32 most = 0;
+#pragma unroll 4
+    for (u32 col = threadIdx.x; col < cols; col += blockDim.x) {
+        const u32 bits = __float_as_uint(E::load(x[col])) & 0x7FFFFFFF;
+        most = bits < INFINITE_BITS && bits > most ? bits : most;
+    }
+    most = block_max(most);
+    return most == 0 ? 0 : exponent_of(most) - LARGEST_EXPONENT;
+}
+
+template <class E, bool SCALED>
+__device__ __forceinline__ void activations(const Arguments& arguments) {
+    overlap_trigger();
+    overlap_wait();
+    const u32 row = blockIdx.x;
+    const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
+    u16* out = arguments.out + u64(row) * arguments.padded_cols;
+    const int exponent = SCALED ? row_exponent<E>(x, arguments.cols) : 0;
+    if (SCALED && threadIdx.x == 0) arguments.exponents[row] = exponent;
+#pragma unroll 4
+    for (u32 col = threadIdx.x; col < arguments.padded_cols; col += blockDim.x) {
+        if (col >= arguments.cols) {
+            out[col] = 0;
+        } else if constexpr (SCALED) {
+            out[col] = float_to_half(ldexpf(E::load(x[col]), -exponent));
+        } else {
+            out[col] = x[col];
+        }
+    }
+}
+
+#define ACTIVATIONS(NAME, E, SCALED)                                                                          \
+    extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Arguments arguments) { \
+        activations<E, SCALED>(arguments);                                                                 \
+    }
+
+ACTIVATIONS(activations_f32, Fp32, true)
+ACTIVATIONS(activations_f16, Fp16, false)
+ACTIVATIONS(activations_bf16, Bf16, true)

@@ -1,0 +1,187 @@
+// Rows of a compressed matrix by their index, for an embedding. One warp for what one tile has of a row: it decodes the tile's
+// stripes down to the row's own.
+#include "dequantize.cuh"
+
+// Mirrors `Arguments` of src/ops/cuda/gather_rows.rs.
+struct Arguments {
+    Weight weight;
+    const long long* indices;
+    void* out;        // rows of `out_stride` elements
+    u64 out_stride;
+    u32 count;        // of indices
+    u32 words_bytes;  // of one warp
+};
+
+// The one row of a tile that is wanted.
+struct WantedRow {
+    u32 row;  // in the tile
+
+    __device__ __forceinline__ u32 stripe() const { return row / STRIPE_ROWS; }
+    // Which of a lane's two rows it is, and whether the lane has it.
+    __device__ __forceinline__ u32 half() const { return row % STRIPE_ROWS / 8; }
+    __device__ __forceinline__ bool belongs_to(u32 lane) const { return row % 8 == lane / 4; }
+};
+
+// Stores one row of a stripe.
+template <u32 ELEMENT>
+struct RowSink {
+    typedef typename ElementOf<ELEMENT>::Type Type;
+    Type* out;   // this lane's part of the row in the current group
+    u32 cols;    // inside the matrix, from this lane's first in the current group; 0 where the lane has none of the row
+    bool upper;  // the row is the second of the lane's two
+    float scale;
+
+    __device__ __forceinline__ void begin_groups() {}
+    __device__ __forceinline__ void begin_group() {}
+    __device__ __forceinline__ void before_step(u32) {}
+
+    __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
+        if (cols == 0) return;
+        const u32 low = upper ? registers[1] : registers[0], high = upper ? registers[3] : registers[2];
+        const float values[4] = {low_value(low), high_value(low), low_value(high), high_value(high)};
+#pragma unroll
+        for (u32 n = 0; n < 4; n++) {
+            if (4 * step + n < cols) out[4 * step + n] = round_to<ELEMENT>(values[n] * scale);
+        }
+    }
+
+    __device__ __forceinline__ void end_group() {
+        out += GROUP_COLS;
+        cols = cols > GROUP_COLS ? cols - GROUP_COLS : 0;
+    }
+};
+
+// The escape at `position`, or 0: positions ascend.
+__device__ __forceinline__ int escape_at(const Escapes& escapes, u32 position) {
+    u32 low = 0, high = escapes.count;
+    while (low < high) {
+        const u32 middle = (low + high) / 2;
+        if (escapes.position(middle) < position) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < escapes.count && escapes.position(low) == position ? escapes.value(low) : 0;
+}
+
+// Stores one row of a stripe that codes differences to the left.
+template <u32 ELEMENT>
+struct LeftRowSink {
+    typedef typename ElementOf<ELEMENT>::Type Type;
+    const Tile& tile;
+    const Escapes& escapes;
+    Type* out;  // where the tile's part of the row begins
+    WantedRow wanted;
+    u32 lane;
+    bool active;  // the lane has the row, and this is its stripe
+    float scale;
+    u32 group;
+    u32 all[LANE_REGISTERS];
+
+    __device__ __forceinline__ void begin_groups() {}
+    __device__ __forceinline__ void begin_group() {}
+    __device__ __forceinline__ void before_step(u32) {}
+    __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
+        for (u32 index = 0; index < 4; index++) all[4 * step + index] = registers[index];
+    }
+
+    __device__ __noinline__ void end_group() {
+        short left = 0;
+        // Registers run through the 16 columns of both rows: see AnyGroup.
+        for (u32 n = 0; active && n < LANE_WEIGHTS; n++) {
+            const u32 col = group * GROUP_COLS + AnyGroup::weight_col(lane, n);
+            if ((n / 2 & 1) != wanted.half() || col >= tile.cols) continue;
+            const u32 bits = all[n / 2] >> 16 * (n & 1) & 0xFFFF;
+            const int coded = bits & 0x8000 ? -int(bits & 0x7FFF) : int(bits);
+            left = static_cast<short>(left + coded + escape_at(escapes, wanted.row * tile.cols + col));
+            out[col] = round_to<ELEMENT>(float(left) * scale);
+        }
+        group++;
+    }
+};
+
+template <u32 ELEMENT>
+__device__ __forceinline__ void fill_with_nan(typename ElementOf<ELEMENT>::Type* out, u32 cols, u32 lane) {
+    for (u32 col = lane; col < cols; col += LANES) out[col] = round_to<ELEMENT>(__uint_as_float(0x7FC00000));
+}
+
+// `out`: where the tile's part of the row begins.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ void gather_from_tile(const Weight& weight, const Tile& tile, OpenTile& open, WantedRow wanted,
+                                                 const WarpMemory& memory, typename ElementOf<ELEMENT>::Type* out, u32 lane) {
+    const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
+    const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
+    const float scale = scale_of(weight, tile.row + wanted.row);
+    Lane own = open.lane;
+    const u8* raw = weight.payload + open.sections.raw;
+#pragma unroll 1
+    for (u32 stripe = 0; stripe <= wanted.stripe(); stripe++) {
+        const bool active = stripe == wanted.stripe() && wanted.belongs_to(lane);
+        if (tile.left) {
+            LeftRowSink<ELEMENT> sink = {tile, escapes, out, wanted, lane, active, scale, 0};
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
+            continue;
+        }
+        const u32 first = lane % 4 * LANE_COLS;
+        RowSink<ELEMENT> sink = {out + first, active && tile.cols > first ? tile.cols - first : 0, wanted.half() == 1, scale};
+        raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+    }
+    __syncwarp();
+    if (!tile.left) store_escapes<ELEMENT>(weight, tile, escapes, wanted.row, 1, out, 0, lane);
+}
+
+// `task`: an index and a tile of its row's band.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ void gather_task(const Arguments& arguments, u32 task, const WarpMemory& memory, u32 lane) {
+    typedef typename ElementOf<ELEMENT>::Type Type;
+    const Weight& weight = arguments.weight;
+    const u32 place = task / weight.tiles_across, across = task % weight.tiles_across;
+    const long long index = arguments.indices[place];
+    const u32 col = across * weight.tile_cols;
+    Type* out = static_cast<Type*>(arguments.out) + place * arguments.out_stride + col;
+    const u32 cols = min_u32(weight.tile_cols, weight.cols - col);
+    if (index < 0 || index >= weight.rows) {
+        fill_with_nan<ELEMENT>(out, cols, lane);
+        return;
+    }
+    const u32 down = u32(index) / weight.tile_rows;
+    const Tile tile = tile_at(weight, down, across, load_header(weight, down * weight.tiles_across + across));
+    OpenTile open;
+    open.open(weight, tile, memory, lane);
+    if (!open.sections.valid) {
+        fill_with_nan<ELEMENT>(out, cols, lane);
+        return;
+    }
+    gather_from_tile<LAYOUT, ELEMENT>(weight, tile, open, {u32(index) - tile.row}, memory, out, lane);
+}
+
+// Shared memory: tables, the warps' words.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ void gather_rows(const Arguments& arguments) {
+    extern __shared__ __align__(16) u8 dynamic[];
+    u8* shared = align_for_tables<LAYOUT>(dynamic);
+    const u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    const u32 table_bytes = arguments.weight.table_count * (4u << scale_bits(LAYOUT));
+    load_tables(arguments.weight, table_bytes, shared);
+    __syncthreads();
+    overlap_trigger();
+    overlap_wait();
+    const WarpMemory memory = {shared_address(shared) + table_bytes + warp * arguments.words_bytes, arguments.words_bytes, shared_address(shared)};
+    const u32 tasks = arguments.count * arguments.weight.tiles_across;
+    for (u32 task = blockIdx.x + warp * gridDim.x; task < tasks; task += warps * gridDim.x) {
+        gather_task<LAYOUT, ELEMENT>(arguments, task, memory, lane);
+    }
+}
+
+#define GATHER_ROWS(NAME, LAYOUT, ELEMENT)                                                                \
+    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ Arguments arguments) { \
+        gather_rows<LAYOUT, ELEMENT>(arguments);                                                          \
+    }
+
+GATHER_ROWS(gather_rows_fast_f32, FAST, F32)
+GATHER_ROWS(gather_rows_fast_f16, FAST, F16)
+GATHER_ROWS(gather_rows_fast_bf16, FAST, BF16)
+GATHER_ROWS(gather_rows_small_f32, SMALL, F32)
+GATHER_ROWS(gather_rows_small_f16, SMALL, F16)
+GATHER_ROWS(gather_rows_small_bf16, SMALL, BF16)

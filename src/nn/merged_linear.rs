@@ -1,0 +1,115 @@
+//! Several linears that read the same input, as one.
+
+use tch::Tensor;
+
+use super::compressed_linear::Ready;
+use super::{CompressedLinear, DenseLinear, Linear};
+use crate::error::{Result, TorchContext};
+use crate::ops::cuda::{can_fuse, fused_linear};
+use crate::ops::transformer::Launcher;
+
+/// The outputs of several linears of the same input side by side: q, k and v, or gate and up.
+///
+/// A lone narrow linear can't fill a GPU. Dense weights are laid side by side in memory once, and the linears' own weights
+/// become views of that: no second copy. Compressed weights stay as they are, and share a launch.
+#[derive(Debug)]
+pub(crate) enum MergedLinear {
+    /// One weight.
+    Dense(DenseLinear),
+    /// Weights that one launch may multiply.
+    Compressed(Vec<CompressedLinear>),
+    /// One linear after the other, each into its own columns.
+    Parts(Vec<Linear>),
+}
+
+impl MergedLinear {
+    /// Merges `parts`, which must have the same number of inputs.
+    pub(crate) fn new(parts: &[&Linear]) -> Result<Self> {
+        if let Some(dense) = dense_parts(parts) {
+            return DenseLinear::merge(&dense).map(Self::Dense);
+        }
+        let compressed = |part: &&Linear| match part {
+            Linear::Dense(_) => None,
+            Linear::Compressed(compressed) => Some(compressed.share()),
+        };
+        match parts.iter().map(compressed).collect() {
+            Some(compressed) => Ok(Self::Compressed(compressed)),
+            None => Ok(Self::Parts(parts.iter().map(|part| part.share()).collect())),
+        }
+    }
+
+    /// Lays dense weights side by side, so that a later [`MergedLinear::new`] finds them so. Where a model is loaded layer by
+    /// layer, what this sets free serves the next layer.
+    pub(crate) fn lay_side_by_side(parts: &[&Linear]) -> Result<()> {
+        dense_parts(parts).map_or(Ok(()), |dense| DenseLinear::merge(&dense).map(|_| ()))
+    }
+
+    /// `x` `[batch, in_features]` to `y` `[batch, sum of out_features]` on the current stream, without allocating.
+    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        match self {
+            Self::Dense(merged) => merged.forward_into(x, y),
+            Self::Compressed(parts) => {
+                let outputs = side_by_side(y, parts.iter().map(CompressedLinear::shape))?;
+                if x.device().is_cuda() && in_one_launch(parts, x, &outputs)? {
+                    return Ok(());
+                }
+                parts.iter().zip(&outputs).try_for_each(|(part, y)| part.forward_into(x, y))
+            }
+            Self::Parts(parts) => {
+                let outputs = side_by_side(y, parts.iter().map(Linear::shape))?;
+                parts.iter().zip(&outputs).try_for_each(|(part, y)| part.forward_into(x, y))
+            }
+        }
+    }
+}
+
+/// The columns of `y` that belong to each of the parts.
+fn side_by_side(y: &Tensor, shapes: impl Iterator<Item = [usize; 2]>) -> Result<Vec<Tensor>> {
+    let mut start = 0;
+    shapes
+        .map(|[out_features, _]| {
+            let own = y.f_narrow(1, start, out_features as i64).about("merged linear")?;
+            start += out_features as i64;
+            Ok(own)
+        })
+        .collect()
+}
+
+/// Multiplies all parts in one fused launch, if the kernel takes them together and each of them prefers to be fused; else does
+/// nothing and says no.
+fn in_one_launch(parts: &[CompressedLinear], x: &Tensor, outputs: &[Tensor]) -> Result<bool> {
+    let launcher = Launcher::on(x.device())?;
+    let ready: Vec<Ready> = parts.iter().map(|part| part.ready(&launcher)).collect::<Result<_>>()?;
+    let weights = ready.iter().map(Ready::weight).collect::<Result<Vec<_>>>()?;
+    let batch = x.size().first().map_or(0, |&batch| batch as usize);
+    if !can_fuse(&launcher, &weights, batch) {
+        return Ok(false);
+    }
+    for part in &ready {
+        if !part.prefers_fused(&launcher, x)? {
+            return Ok(false);
+        }
+    }
+    let fused = ready.iter().zip(outputs).map(|(part, y)| part.part(y)).collect::<Result<Vec<_>>>()?;
+    // Each part was decoded once.
+    let launch = || fused_linear(&launcher, x, &fused);
+    counted(&ready, &launch)?;
+    Ok(true)
+}
+
+/// Runs `launch`, counted as a decode of each of `parts`.
+fn counted(parts: &[Ready], launch: &dyn Fn() -> Result<()>) -> Result<()> {
+    match parts.split_first() {
+        None => launch(),
+        Some((first, rest)) => first.compressed().counted(|| counted(rest, launch)),
+    }
+}
+
+/// The parts, if all of them are dense.
+fn dense_parts<'a>(parts: &[&'a Linear]) -> Option<Vec<&'a DenseLinear>> {
+    let dense = |part: &&'a Linear| match part {
+        Linear::Dense(dense) => Some(dense),
+        Linear::Compressed(_) => None,
+    };
+    parts.iter().map(dense).collect()
+}

@@ -1,0 +1,183 @@
+//! `x` as the fused kernel reads it: rows of FP16, with zeros up to a whole group.
+//!
+//! FP32 and BF16 reach further than FP16: their rows are divided by a power of two, each by its own, and the result is
+//! multiplied by it again.
+
+use tch::{Kind, Tensor};
+
+use super::launch::kernel;
+use super::pool::{lend, Purpose};
+use super::weight::number;
+use crate::cuda::{arg, kernels, Launch};
+use crate::error::{Error, Result};
+use crate::ops::transformer::Launcher;
+use crate::tile::GROUP_COLS;
+
+/// Where the kernel's loads begin.
+const ALIGN_BYTES: usize = 16;
+const HALF_BYTES: usize = 2;
+
+/// Rows that the fused kernel can read, valid on the stream they were made on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Activations {
+    pub(super) address: u64,
+    /// Of one `i32` a row, or null.
+    pub(super) exponents: u64,
+    /// In elements.
+    pub(super) row_stride: u32,
+    pub(super) batch: u32,
+}
+
+/// Mirrors `Arguments` of `csrc/kernels/activations.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Arguments {
+    x: u64,
+    out: u64,
+    exponents: u64,
+    x_stride: u64,
+    cols: u32,
+    padded_cols: u32,
+}
+
+const _: () = assert!(size_of::<Arguments>() == 40);
+
+/// Gives `work`, which launches what reads them, the rows of `x` `[batch, cols]`: `x` itself if it can be read as it is, else
+/// a copy in the pool.
+pub(super) fn with_activations<R>(
+    launcher: &Launcher,
+    x: &Tensor,
+    subject: &str,
+    work: impl FnOnce(&Activations) -> Result<R>,
+) -> Result<R> {
+    let source = Source::of(x, subject)?;
+    if let Some(activations) = source.in_place(subject)? {
+        return work(&activations);
+    }
+    let row_bytes = source.padded_cols() * HALF_BYTES;
+    let bytes = source.batch * (row_bytes + size_of::<i32>());
+    lend(launcher, Purpose::Activations, bytes, subject, |buffer| {
+        let address = buffer.data_ptr() as u64;
+        let exponents = address + (source.batch * row_bytes) as u64;
+        let activations = Activations {
+            address,
+            exponents: if source.kind == Kind::Half { 0 } else { exponents },
+            row_stride: number(subject, source.padded_cols())?,
+            batch: number(subject, source.batch)?,
+        };
+        source.bring(launcher, &activations, subject)?;
+        work(&activations)
+    })
+}
+
+/// `x` as it came.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    address: usize,
+    kind: Kind,
+    batch: usize,
+    cols: usize,
+    /// In elements.
+    row_stride: usize,
+}
+
+impl Source {
+    fn of(x: &Tensor, subject: &str) -> Result<Self> {
+        let (size, stride) = (x.size(), x.stride());
+        let (&[batch, cols], &[row_stride, col_stride]) = (size.as_slice(), stride.as_slice()) else {
+            return Err(Error::invalid(subject, format!("input has shape {size:?}, wanted two dimensions")));
+        };
+        if col_stride != 1 && cols > 1 {
+            return Err(Error::invalid(
+                subject,
+                format!("input has strides {stride:?}, wanted neighboring columns (use contiguous)"),
+            ));
+        }
+        let (batch, cols) = (batch as usize, cols as usize);
+        // The stride of a single row may be anything.
+        let row_stride = if batch == 1 { cols } else { row_stride as usize };
+        Ok(Self { address: x.data_ptr() as usize, kind: x.kind(), batch, cols, row_stride })
+    }
+
+    fn padded_cols(&self) -> usize {
+        self.cols.next_multiple_of(GROUP_COLS)
+    }
+
+    /// The rows as they are, if the kernel can read them.
+    fn in_place(&self, subject: &str) -> Result<Option<Activations>> {
+        let aligned = self.address % ALIGN_BYTES == 0 && self.row_stride * HALF_BYTES % ALIGN_BYTES == 0;
+        if self.kind != Kind::Half || self.cols != self.padded_cols() || !aligned {
+            return Ok(None);
+        }
+        Ok(Some(Activations {
+            address: self.address as u64,
+            exponents: 0,
+            row_stride: number(subject, self.row_stride)?,
+            batch: number(subject, self.batch)?,
+        }))
+    }
+
+    /// Launches what brings the rows to `to`.
+    fn bring(&self, launcher: &Launcher, to: &Activations, subject: &str) -> Result<()> {
+        let symbol = match self.kind {
+            Kind::Float => "activations_f32",
+            Kind::Half => "activations_f16",
+            Kind::BFloat16 => "activations_bf16",
+            other => {
+                return Err(Error::invalid(
+                    subject,
+                    format!("input is {other:?}, wanted Float, Half or BFloat16"),
+                ))
+            }
+        };
+        let arguments = Arguments {
+            x: self.address as u64,
+            out: to.address,
+            exponents: to.exponents,
+            x_stride: self.row_stride as u64,
+            cols: number(subject, self.cols)?,
+            padded_cols: to.row_stride,
+        };
+        let block = (self.padded_cols() / 4).next_multiple_of(32).clamp(32, 1024) as u32;
+        let launch = Launch { grid: [to.batch, 1, 1], block, shared_bytes: 0, overlap: true };
+        let kernel = kernel(launcher, &kernels::ACTIVATIONS, symbol)?;
+        // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes
+        // `padded_cols` halves and one exponent for each row: the pool lent room for them. Both live on the launcher's
+        // stream: the caller's tensor by libtorch's rule, the pool's buffer by its own.
+        unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn source(batch: i64, cols: i64, kind: Kind) -> Source {
+        Source::of(&Tensor::zeros([batch, cols], (kind, Device::Cpu)), "x").unwrap()
+    }
+
+    #[test]
+    fn only_aligned_whole_halves_are_read_in_place() {
+        let in_place = |source: Source| source.in_place("x").unwrap().is_some();
+        assert!(in_place(source(3, 128, Kind::Half)));
+        assert!(!in_place(source(3, 100, Kind::Half)));
+        assert!(!in_place(source(3, 128, Kind::Float)));
+        assert!(!in_place(source(3, 128, Kind::BFloat16)));
+        let wide = Tensor::zeros([3, 256], (Kind::Half, Device::Cpu));
+        assert!(in_place(Source::of(&wide.narrow(1, 64, 64), "x").unwrap()));
+        assert!(!in_place(Source::of(&wide.narrow(1, 63, 64), "x").unwrap()));
+        let odd = Tensor::zeros([3, 129], (Kind::Half, Device::Cpu));
+        assert!(!in_place(Source::of(&odd.narrow(1, 0, 128), "x").unwrap()));
+        // A single row is aligned whatever its stride.
+        assert!(in_place(Source::of(&odd.narrow(1, 0, 128).narrow(0, 0, 1), "x").unwrap()));
+    }
+
+    #[test]
+    fn columns_that_are_apart_are_refused() {
+        let x = Tensor::zeros([128, 3], (Kind::Half, Device::Cpu)).tr();
+        assert!(Source::of(&x, "x").is_err());
+        assert!(Source::of(&Tensor::zeros([3], (Kind::Half, Device::Cpu)), "x").is_err());
+    }
+}

@@ -1,0 +1,399 @@
+//! `y = x W^T + bias` from compressed weights on a GPU, for a few rows of x.
+
+use tch::{Kind, Tensor};
+
+use super::activations::{with_activations, Activations};
+use super::launch::{kernel, Element, Limits, Rows};
+use super::tables::table_bytes;
+use super::weight::{number, DeviceWeight, Weight, WeightFacts};
+use crate::codec::Layout;
+use crate::cuda::{arg, kernels, Launch};
+use crate::error::{Error, Result};
+use crate::ops::transformer::Launcher;
+use crate::rans::LANES;
+use crate::tile::STRIPE_ROWS;
+
+/// Weights of one launch, at most.
+pub(crate) const MOST_WEIGHTS: usize = 3;
+/// Rows of x of one launch, at most.
+pub(crate) const MOST_ROWS: usize = 64;
+
+/// A warp's share of the tensor cores' columns: rows of x.
+const MMA_COLS: usize = 8;
+/// Sums that a lane has for [`MMA_COLS`] rows of x.
+const LANE_SUMS: usize = 4;
+/// Fewer warps leave a multiprocessor idle most of the time: scratch is faster then.
+const FEWEST_WARPS: usize = 4;
+
+/// One of the weights that share x. Mirrors `Part` of `csrc/kernels/fused_linear.cu`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Part {
+    weight: Weight,
+    y: u64,
+    bias: u64,
+    bands: u32,
+    first_table: u32,
+}
+
+const _: () = assert!(size_of::<Part>() == 96);
+
+/// Mirrors `Arguments` of `csrc/kernels/fused_linear.cu`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Arguments {
+    parts: [Part; MOST_WEIGHTS],
+    part_count: u32,
+    bands: u32,
+    tiles_across: u32,
+    batch: u32,
+    x: u64,
+    x_exponents: u64,
+    x_stride: u32,
+    y_stride: u32,
+    y_type: u32,
+    table_bytes: u32,
+    words_bytes: u32,
+    slots: u32,
+}
+
+const _: () = assert!(size_of::<Arguments>() == 344);
+
+/// One weight of a launch, and where its product goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FusedPart<'a> {
+    pub(crate) weight: &'a DeviceWeight,
+    /// `[rows]` in FP32 on the weight's device.
+    pub(crate) bias: Option<&'a Tensor>,
+    /// `[batch, rows]` in FP32, FP16 or BF16; rows as far apart as the other parts'.
+    pub(crate) y: &'a Tensor,
+}
+
+/// Whether one launch can multiply all of `weights` by `batch` rows of x: at most [`MOST_WEIGHTS`] weights of one layout and
+/// one cut into tiles, at most [`MOST_ROWS`] rows, no tile that codes differences, and tables that leave room beside them.
+pub(crate) fn can_fuse(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
+    let here = weights.iter().all(|weight| weight.ordinal() == launcher.device.ordinal);
+    here && Plan::new(Limits::of(launcher), &facts(weights), batch).is_some()
+}
+
+fn facts(weights: &[&DeviceWeight]) -> Vec<WeightFacts> {
+    weights.iter().map(|weight| weight.facts).collect()
+}
+
+/// `x` `[batch, cols]` in FP32, FP16 or BF16 to the `y` of every part, on the launcher's stream. The result does not depend on the
+/// launch, nor a row's on the other rows.
+///
+/// # Errors
+/// `Unsupported` where [`can_fuse`] says no, `InvalidArgument` for a tensor of another shape, dtype or device.
+pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart]) -> Result<()> {
+    let Some(first) = parts.first() else { return Ok(()) };
+    let subject = first.weight.subject();
+    let device = tch::Device::Cuda(launcher.device.ordinal);
+    let cols = first.weight.facts.cols;
+    let size = x.size();
+    if x.device() != device || size.len() != 2 || size.last() != Some(&(cols as i64)) {
+        return Err(Error::invalid(
+            subject,
+            format!("input is {size:?} on {:?}, wanted [batch, {cols}] on {device:?}", x.device()),
+        ));
+    }
+    let weights: Vec<&DeviceWeight> = parts.iter().map(|part| part.weight).collect();
+    let Some(plan) = Plan::new(Limits::of(launcher), &facts(&weights), size[0] as usize) else {
+        return Err(Error::unsupported(
+            subject,
+            "can't be multiplied while it is decoded; decode it into scratch",
+        ));
+    };
+    let output = Output::of(parts, size[0] as usize, device)?;
+    with_activations(launcher, x, subject, |x| {
+        let arguments = arguments(&plan, parts, &output, x)?;
+        let kernel = kernel(launcher, &kernels::FUSED_LINEAR, plan.symbol)?;
+        let launch = Launch {
+            grid: [number(subject, plan.grid)?, 1, 1],
+            block: (plan.warps * LANES) as u32,
+            shared_bytes: plan.shared_bytes,
+            overlap: true,
+        };
+        // SAFETY: the one parameter is `Arguments`, whose size both sides check. Weights: checked on the host before, on this
+        // device, kept by the caller; the kernel bounds every read of theirs by their sizes. x: `batch` rows of whole
+        // groups, from `with_activations`. y and biases: of the sizes that the kernel writes and reads, checked by
+        // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
+        unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
+    })
+}
+
+/// Where the products go.
+#[derive(Debug)]
+struct Output {
+    rows: Vec<Rows>,
+    element: Element,
+}
+
+impl Output {
+    /// Checks the parts' y and biases.
+    fn of(parts: &[FusedPart], batch: usize, device: tch::Device) -> Result<Self> {
+        let mut output = Self { rows: Vec::with_capacity(parts.len()), element: Element::F32 };
+        for part in parts {
+            let (subject, out_features) = (part.weight.subject(), part.weight.facts.rows);
+            let element = Element::of(part.y.kind(), subject)?;
+            let rows = Rows::of(part.y, [batch, out_features], device, subject)?;
+            let stride = output.rows.first().map_or(rows.stride, |first| first.stride);
+            if (batch > 1 && rows.stride != stride) || (!output.rows.is_empty() && element != output.element)
+            {
+                return Err(Error::invalid(
+                    subject,
+                    "outputs of one launch differ in dtype or distance of their rows, wanted views of one tensor",
+                ));
+            }
+            output.element = element;
+            output.rows.push(rows);
+            check_bias(part, device)?;
+        }
+        Ok(output)
+    }
+}
+
+fn check_bias(part: &FusedPart, device: tch::Device) -> Result<()> {
+    let Some(bias) = part.bias else { return Ok(()) };
+    let fits = bias.kind() == Kind::Float
+        && bias.size() == [part.weight.facts.rows as i64]
+        && bias.is_contiguous()
+        && bias.device() == device;
+    if fits {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        part.weight.subject(),
+        format!(
+            "bias is {:?} {:?} on {:?}, wanted Float [{}] on {device:?}",
+            bias.kind(),
+            bias.size(),
+            bias.device(),
+            part.weight.facts.rows
+        ),
+    ))
+}
+
+fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations) -> Result<Arguments> {
+    let subject = parts.first().map_or("fused linear", |part| part.weight.subject());
+    let mut mirrors = [Part::default(); MOST_WEIGHTS];
+    let mut first_table = 0;
+    for ((mirror, part), rows) in mirrors.iter_mut().zip(parts).zip(&output.rows) {
+        let facts = &part.weight.facts;
+        *mirror = Part {
+            weight: part.weight.mirror,
+            y: rows.address,
+            bias: part.bias.map_or(0, |bias| bias.data_ptr() as u64),
+            bands: number(subject, facts.bands)?,
+            first_table,
+        };
+        first_table += facts.table_count as u32;
+    }
+    Ok(Arguments {
+        parts: mirrors,
+        part_count: parts.len() as u32,
+        bands: number(subject, plan.bands)?,
+        tiles_across: number(subject, plan.tiles_across)?,
+        batch: x.batch,
+        x: x.address,
+        x_exponents: x.exponents,
+        x_stride: x.row_stride,
+        y_stride: number(subject, output.rows.first().map_or(0, |rows| rows.stride))?,
+        y_type: output.element as u32,
+        table_bytes: number(subject, plan.table_bytes)?,
+        words_bytes: number(subject, plan.words_bytes)?,
+        slots: number(subject, plan.slots)?,
+    })
+}
+
+/// How a launch is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    symbol: &'static str,
+    grid: usize,
+    warps: usize,
+    /// Bands of a block that may be unfinished at once.
+    slots: usize,
+    bands: usize,
+    tiles_across: usize,
+    table_bytes: usize,
+    words_bytes: usize,
+    shared_bytes: usize,
+}
+
+impl Plan {
+    /// `None` where the kernel can't do it.
+    fn new(limits: Limits, weights: &[WeightFacts], batch: usize) -> Option<Self> {
+        let first = weights.first().filter(|_| weights.len() <= MOST_WEIGHTS)?;
+        if !weights.iter().all(|weight| alike(first, weight) && takes(weight)) {
+            return None;
+        }
+        let variant = Variant::of(first.layout, batch)?;
+        let bands: usize = weights.iter().map(|weight| weight.bands).sum();
+        let grid = limits.multiprocessors.min(bands).max(1);
+        let tasks = bands.div_ceil(grid) * first.tiles_across;
+        let most_warps = (variant.threads / LANES).min(tasks);
+        let slack_bytes = weights.iter().map(|weight| weight.slack_bytes).max().unwrap_or(0);
+        let with = |warps: usize| {
+            let mut plan = Self {
+                symbol: variant.symbol,
+                grid,
+                warps,
+                slots: warps / first.tiles_across + 2,
+                bands,
+                tiles_across: first.tiles_across,
+                table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
+                words_bytes: weights.iter().map(|weight| weight.words_bytes).max().unwrap_or(0),
+                shared_bytes: 0,
+            };
+            plan.shared_bytes = plan.shared_bytes(first.layout, variant.rows, slack_bytes);
+            plan
+        };
+        let fewest_warps = FEWEST_WARPS.min(most_warps);
+        (fewest_warps..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)
+    }
+
+    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, sums and turns of the slots and the next
+    /// task; and behind it what a damaged stream may reach.
+    fn shared_bytes(&self, layout: Layout, rows: usize, slack_bytes: usize) -> usize {
+        let sums = rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>();
+        table_bytes(layout)
+            + self.table_bytes
+            + self.warps * self.words_bytes
+            + self.slots * (sums + size_of::<u32>())
+            + size_of::<u128>()
+            + slack_bytes
+    }
+}
+
+/// Whether two weights can share a launch: their bands are the same tiles wide.
+fn alike(a: &WeightFacts, b: &WeightFacts) -> bool {
+    (a.layout, a.cols, a.tile_cols) == (b.layout, b.cols, b.tile_cols)
+}
+
+/// Whether the kernel can multiply a weight: it takes no differences, and adds up the tiles of a band stripe by stripe only
+/// where a tile is one.
+fn takes(weight: &WeightFacts) -> bool {
+    !weight.has_left && (weight.tiles_across == 1 || weight.tile_rows == STRIPE_ROWS)
+}
+
+/// A kernel for up to so many rows of x.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    rows: usize,
+    /// Of a block: what the registers allow, as in the kernel's launch bounds.
+    threads: usize,
+    symbol: &'static str,
+}
+
+impl Variant {
+    fn of(layout: Layout, batch: usize) -> Option<Self> {
+        let (rows, threads, [fast, small]) = match batch {
+            1..=8 => (8, 1024, ["fused_linear_fast_8", "fused_linear_small_8"]),
+            9..=16 => (16, 768, ["fused_linear_fast_16", "fused_linear_small_16"]),
+            17..=32 => (32, 512, ["fused_linear_fast_32", "fused_linear_small_32"]),
+            33..=MOST_ROWS => (64, 512, ["fused_linear_fast_64", "fused_linear_small_64"]),
+            _ => return None,
+        };
+        let symbol = match layout {
+            Layout::Fast => fast,
+            Layout::Small => small,
+        };
+        Some(Self { rows, threads, symbol })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    const H200: Limits =
+        Limits { multiprocessors: 132, shared_bytes: 226 << 10, shared_bytes_per_multiprocessor: 228 << 10 };
+
+    /// A weight as the encoder cuts it: tiles of 16 x 1024.
+    fn weight(rows: usize, cols: usize) -> WeightFacts {
+        WeightFacts {
+            layout: Layout::Fast,
+            rows,
+            cols,
+            tile_rows: 16,
+            tile_cols: 1024.min(cols.next_multiple_of(64)),
+            tiles_across: cols.div_ceil(1024),
+            bands: rows.div_ceil(16),
+            table_count: 4,
+            words_bytes: 4096,
+            slack_bytes: 272,
+            has_left: false,
+            quarter_raw_bits: 8,
+        }
+    }
+
+    #[test]
+    fn the_mirrors_have_the_offsets_of_the_kernel() {
+        assert_eq!((offset_of!(Part, y), offset_of!(Part, bands)), (72, 88));
+        assert_eq!((offset_of!(Arguments, part_count), offset_of!(Arguments, x)), (288, 304));
+        assert_eq!((offset_of!(Arguments, x_stride), offset_of!(Arguments, slots)), (320, 340));
+    }
+
+    #[test]
+    fn a_large_weight_fills_the_gpu() {
+        let plan = Plan::new(H200, &[weight(28672, 4096)], 1).unwrap();
+        assert_eq!((plan.grid, plan.warps, plan.slots), (132, 32, 10));
+        assert_eq!((plan.bands, plan.tiles_across, plan.symbol), (1792, 4, "fused_linear_fast_8"));
+        assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 32 * 4096 + 10 * (512 + 4) + 16 + 272);
+    }
+
+    #[test]
+    fn a_plan_never_passes_the_shared_memory() {
+        for batch in 1..=MOST_ROWS {
+            for words_bytes in [0, 16, 4096, 9000 / 16 * 16] {
+                for table_count in 1..24 {
+                    let own = WeightFacts { words_bytes, table_count, ..weight(4096, 4096) };
+                    if let Some(plan) = Plan::new(H200, &[own, own], batch) {
+                        assert!(plan.shared_bytes <= H200.shared_bytes);
+                        assert!(plan.warps >= FEWEST_WARPS && plan.warps * LANES <= 1024);
+                        assert!(plan.slots * plan.tiles_across >= plan.warps);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_rows_take_fewer_threads() {
+        let warps = |batch| Plan::new(H200, &[weight(28672, 4096)], batch).unwrap().warps;
+        assert_eq!([1, 8, 9, 16, 17, 64].map(warps), [32, 32, 24, 24, 16, 16]);
+        assert!(Plan::new(H200, &[weight(28672, 4096)], 65).is_none());
+        assert!(Plan::new(H200, &[weight(28672, 4096)], 0).is_none());
+    }
+
+    #[test]
+    fn a_small_weight_gets_no_idle_warps_or_blocks() {
+        let plan = Plan::new(H200, &[weight(1, 1)], 1).unwrap();
+        assert_eq!((plan.grid, plan.warps), (1, 1));
+        let plan = Plan::new(H200, &[weight(1024, 4096)], 1).unwrap();
+        assert_eq!((plan.grid, plan.warps), (64, 4));
+    }
+
+    #[test]
+    fn weights_are_merged_if_they_are_alike() {
+        let [q, k] = [weight(4096, 4096), weight(1024, 4096)];
+        let plan = Plan::new(H200, &[q, k, k], 1).unwrap();
+        assert_eq!((plan.bands, plan.table_bytes), (384, 12 * 8192));
+        assert!(Plan::new(H200, &[q, k, k, k], 1).is_none());
+        assert!(Plan::new(H200, &[q, weight(1024, 2048)], 1).is_none());
+        assert!(Plan::new(H200, &[q, WeightFacts { layout: Layout::Small, ..k }], 1).is_none());
+        assert!(Plan::new(H200, &[], 1).is_none());
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_goes_through_scratch() {
+        let own = weight(4096, 4096);
+        assert!(Plan::new(H200, &[WeightFacts { has_left: true, ..own }], 1).is_none());
+        assert!(Plan::new(H200, &[WeightFacts { tile_rows: 32, ..own }], 1).is_none());
+        assert!(Plan::new(H200, &[WeightFacts { tile_rows: 256, ..weight(4096, 48) }], 1).is_some());
+        assert!(Plan::new(H200, &[WeightFacts { table_count: 28, ..own }], 1).is_none());
+    }
+}

@@ -1,0 +1,17 @@
+//! What a compressed weight can do on a GPU. Tensor in, tensor out, on libtorch's current stream: nothing here waits for the
+//! device or asks it anything.
+
+mod activations;
+mod decode_to_scratch;
+mod fused_linear;
+mod gather_rows;
+mod launch;
+mod pool;
+mod tables;
+mod weight;
+
+pub(crate) use decode_to_scratch::decode_to_scratch;
+pub(crate) use fused_linear::{can_fuse, fused_linear, FusedPart, MOST_ROWS};
+pub(crate) use gather_rows::gather_rows;
+pub(crate) use pool::{lend, Purpose};
+pub(crate) use weight::{CheckedWeight, DeviceWeight};
