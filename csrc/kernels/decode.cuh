@@ -2,13 +2,14 @@
 #pragma once
 #include "group.cuh"
 
+// Copies 16 bytes; `wait_async` waits for all such copies of this thread.
 __device__ __forceinline__ void copy_async(u32 shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
 __device__ __forceinline__ void wait_async() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// `bytes` rounded up so that a table of this layout may begin there.
+// `shared` moved up to where a table of this layout may begin.
 template <u32 LAYOUT>
 __device__ __forceinline__ u8* align_for_tables(u8* shared) {
     constexpr u32 TABLE_BYTES = 4u << scale_bits(LAYOUT);
@@ -17,9 +18,9 @@ __device__ __forceinline__ u8* align_for_tables(u8* shared) {
 
 // What a warp has of shared memory.
 struct WarpMemory {
-    u32 words;           // address of its buffer
-    u32 words_bytes;     // a multiple of 16
-    u32 tables;          // address of the weight's first decode table
+    u32 words;        // address of its buffer
+    u32 words_bytes;  // a multiple of 16
+    u32 tables;       // address of the block's first decode table
 };
 
 // A tile whose words are on their way into shared memory.
@@ -34,7 +35,7 @@ struct OpenTile {
         tile = of;
         sections = sections_of(tile, weight.layout);
         word_count = 0;
-        lane = {0, 0, memory.words};
+        lane.begin(memory.words);
         // No lane reads the words of the tile before any more.
         __syncwarp();
         if (!sections.valid || !tile.has_symbols()) return;
@@ -53,14 +54,6 @@ struct OpenTile {
         lane.address += min_u32(2 * (sum - length), memory.words_bytes);
     }
 
-    // Once the words are there.
-    __device__ __forceinline__ void start() {
-        wait_async();
-        __syncwarp();
-        lane.word = load_shared_u16(lane.address);
-        lane.address += 2;
-    }
-
 private:
     __device__ __forceinline__ void copy_words(const Weight& weight, const WarpMemory& memory, u32 lane_index) const {
         const u64 available = sections.end - sections.words;
@@ -70,21 +63,71 @@ private:
     }
 };
 
-// Decodes `count` full groups whose R raw bits are known to the compiler. Returns where the raw bits of the next group begin.
-//
-// A sink has begin_group() and step(step, registers), called in order; groups follow each other from the tile's first.
-template <u32 LAYOUT, u32 R, class Sink>
-__device__ __forceinline__ const u8* decode_full_groups(Lane& lane, u32 table_address, const u8* raw, u32 count, u32 lane_index, Sink& sink) {
-    typedef GroupDecoder<LAYOUT, R> Decoder;
-    constexpr u32 BYTES = Decoder::FIELD_BITS * 4 * LANES;
-    if (count == 0) return raw;
-    typename Decoder::Raw next;
-    next.load(raw, lane_index);
+// Takes the first word of each lane once the words are there.
+__device__ __forceinline__ void start_lane(Lane& lane) {
+    wait_async();
+    // Other lanes copied this lane's words.
+    __syncwarp();
+    lane.word = load_shared_u16(lane.address);
+    lane.address += 2;
+}
+
+// Copies a weight's decode tables, `bytes` of them, into shared memory. The block must synchronize before it uses them.
+__device__ __forceinline__ void load_tables(const Weight& weight, u32 bytes, u8* shared) {
+    for (u32 at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) {
+        *reinterpret_cast<uint4*>(shared + at) = __ldg(reinterpret_cast<const uint4*>(weight.entries) + at / 16);
+    }
+}
+
+// Decodes the groups of a stripe from `group` on, one weight at a time. `first`: that is the tile's first.
+template <u32 LAYOUT, class Sink>
+__device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane& lane, bool first, u32 table_address, u32 stripe,
+                                                          u32 group, const u8* raw, u32 lane_index, Sink& sink) {
+    if (first && tile.has_symbols()) start_lane(lane);
+    sink.begin_groups();
 #pragma unroll 1
-    for (; count > 0; count--) {
-        const typename Decoder::Raw own = next;
-        raw += BYTES;
-        if (count > 1) next.load(raw, lane_index);
+    for (; group < tile.groups_across(); group++) {
+        const AnyGroup any = {group_of(tile, stripe, group), LAYOUT, tile.raw_bits, tile.has_symbols(),
+                              tile.raw_signed(LAYOUT), table_address, raw};
+        u32 all[LANE_REGISTERS];
+        // A copy, so that only it lives in memory and not the lane of the fast loop.
+        Lane copy = lane;
+        any.decode(copy, lane_index, all);
+        lane = copy;
+        raw += group_bytes(any.group, any.field_bits());
+        sink.begin_group();
+#pragma unroll
+        for (u32 step = 0; step < 4; step++) {
+            u32 registers[4];
+            sink.before_step(step);
+#pragma unroll
+            for (u32 index = 0; index < 4; index++) registers[index] = all[4 * step + index];
+            sink.step(step, registers);
+        }
+        sink.end_group();
+    }
+    return raw;
+}
+
+// Decodes `count` full groups whose R raw bits are known to the compiler. `first`: they are the tile's first. Returns where the
+// raw bits of the next group begin.
+//
+// A sink has begin_groups(), called once or more before the first group of a stripe, then begin_group(), before_step(step),
+// step(step, registers) and end_group(), called in order; groups follow each other from the tile's first.
+template <u32 LAYOUT, u32 R, class Sink>
+__device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, u32 table_address, const u8* raw,
+                                                        u32 count, u32 lane_index, Sink& sink) {
+    typedef GroupDecoder<LAYOUT, R> Decoder;
+    typedef typename Decoder::Raw Raw;
+    Raw next;
+    next.load(raw, lane_index);
+    if (first) start_lane(lane);
+    sink.begin_groups();
+    const u8* ahead = raw + Raw::GROUP_BYTES;
+#pragma unroll 1
+    for (u32 group = 0; group < count; group++) {
+        const Raw own = next;
+        if (group + 1 < count) next.load(ahead, lane_index);
         sink.begin_group();
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {
@@ -94,14 +137,15 @@ __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, u32 table_ad
             sink.step(step, registers);
         }
         sink.end_group();
+        ahead += Raw::GROUP_BYTES;
     }
-    return raw;
+    return raw + count * Raw::GROUP_BYTES;
 }
 
 template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, u32 table_address, const u8* raw, u32 count, u32 lane_index, Sink& sink) {
+__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, bool first, u32 table_address, const u8* raw, u32 count, u32 lane_index, Sink& sink) {
 #define CASE(R) \
-    case R: return decode_full_groups<LAYOUT, R>(lane, table_address, raw, count, lane_index, sink)
+    case R: return decode_full_groups<LAYOUT, R>(lane, first, table_address, raw, count, lane_index, sink)
     if constexpr (LAYOUT == SMALL) {
         switch (raw_bits) {
             CASE(0);
@@ -125,45 +169,15 @@ __device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& l
 #undef CASE
 }
 
-// Copies a weight's decode tables, `bytes` of them, into shared memory. The block must synchronize before it uses them.
-__device__ __forceinline__ void load_tables(const Weight& weight, u32 bytes, u8* shared) {
-    for (u32 at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) {
-        *reinterpret_cast<uint4*>(shared + at) = __ldg(reinterpret_cast<const uint4*>(weight.entries) + at / 16);
-    }
-}
-
-// Decodes the groups of a stripe from `first` on, one weight at a time.
-template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane& lane, u32 table_address, u32 stripe, u32 first, const u8* raw, u32 lane_index, Sink& sink) {
-#pragma unroll 1
-    for (u32 group = first; group < tile.groups_across(); group++) {
-        const AnyGroup any = {group_of(tile, stripe, group), LAYOUT, tile.raw_bits, tile.has_symbols(),
-                              tile.raw_signed(LAYOUT), table_address, raw};
-        u32 all[LANE_REGISTERS];
-        // A copy, so that only it lives in memory and not the lane of the fast loop.
-        Lane copy = lane;
-        any.decode(copy, lane_index, all);
-        lane = copy;
-        raw += group_bytes(any.group, any.field_bits());
-        sink.begin_group();
-#pragma unroll
-        for (u32 step = 0; step < 4; step++) {
-            u32 registers[4];
-            sink.before_step(step);
-#pragma unroll
-            for (u32 index = 0; index < 4; index++) registers[index] = all[4 * step + index];
-            sink.step(step, registers);
-        }
-        sink.end_group();
-    }
-    return raw;
-}
-
 // Decodes one stripe. `raw` is where its raw bits begin; returns where the next stripe's do.
 template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_stripe(const Tile& tile, Lane& lane, u32 table_address, u32 stripe, const u8* raw, u32 lane_index, Sink& sink) {
+__device__ __forceinline__ const u8* decode_stripe(const Tile& tile, Lane& lane, u32 table_address, u32 stripe,
+                                                   const u8* raw, u32 lane_index, Sink& sink) {
     const bool whole_rows = tile.rows >= (stripe + 1) * STRIPE_ROWS;
     const u32 full = whole_rows && tile.has_symbols() ? tile.cols / GROUP_COLS : 0;
-    raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, lane, table_address, raw, full, lane_index, sink);
-    return decode_groups_slowly<LAYOUT>(tile, lane, table_address, stripe, full, raw, lane_index, sink);
+    if (full > 0) {
+        raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, lane, stripe == 0, table_address, raw, full, lane_index, sink);
+    }
+    if (full == tile.groups_across()) return raw;
+    return decode_groups_slowly<LAYOUT>(tile, lane, stripe == 0 && full == 0, table_address, stripe, full, raw, lane_index, sink);
 }

@@ -7,15 +7,15 @@ struct Arguments {
     void* out;        // rows of `cols` elements, from the first row of `first_tile`
     u32 first_tile;   // the leftmost of its band
     u32 tile_count;
-    u32 all_tiles;
     u32 words_bytes;  // of one warp
+    u32 padding;
 };
 
 template <u32 LAYOUT, u32 ELEMENT>
 __device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 index, const WarpMemory& memory, u32 lane) {
     typedef typename ElementOf<ELEMENT>::Type Type;
     const Weight& weight = arguments.weight;
-    const Tile tile = tile_at(weight, index, load_header(weight, index, arguments.all_tiles));
+    const Tile tile = tile_at(weight, index / weight.tiles_across, index % weight.tiles_across, load_header(weight, index));
     OpenTile open;
     open.open(weight, tile, memory, lane);
     if (!open.sections.valid) return;
@@ -24,7 +24,6 @@ __device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 inde
     const u32 first_row = arguments.first_tile / weight.tiles_across * weight.tile_rows;
     const u64 stride = weight.cols;
     Type* out = static_cast<Type*>(arguments.out) + u64(tile.row - first_row) * stride + tile.col;
-    open.start();
     Lane own = open.lane;
     const u8* raw = weight.payload + open.sections.raw;
 #pragma unroll 1
@@ -34,7 +33,7 @@ __device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 inde
             LeftSink<ELEMENT> sink = {tile, escapes, rows, stride, stripe, lane, 0};
             sink.scales[0].load(weight, tile.row + stripe * STRIPE_ROWS + lane / 4);
             sink.scales[1].load(weight, tile.row + stripe * STRIPE_ROWS + lane / 4 + 8);
-            raw = decode_groups_slowly<LAYOUT>(tile, own, table_address, stripe, 0, raw, lane, sink);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
             continue;
         }
         RowMajorSink<ELEMENT> sink;
@@ -56,7 +55,8 @@ __device__ __forceinline__ void decode_to_scratch(const Arguments& arguments) {
     __syncthreads();
     overlap_trigger();
     overlap_wait();
-    const WarpMemory memory = {shared_address(shared) + table_bytes + warp * arguments.words_bytes, arguments.words_bytes, shared_address(shared)};
+    const u32 base = shared_address(shared);
+    const WarpMemory memory = {base + table_bytes + warp * arguments.words_bytes, arguments.words_bytes, base};
     for (u32 tile = blockIdx.x + warp * gridDim.x; tile < arguments.tile_count; tile += warps * gridDim.x) {
         decode_tile<LAYOUT, ELEMENT>(arguments, arguments.first_tile + tile, memory, lane);
     }

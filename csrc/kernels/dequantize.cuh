@@ -86,6 +86,7 @@ struct RowMajorSink {
         }
     }
 
+    __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
 
@@ -155,6 +156,7 @@ struct LeftSink {
     RowScale scales[2];
     u32 all[LANE_REGISTERS];
 
+    __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
     __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {

@@ -64,6 +64,9 @@ struct MultiplySink {
             for (u32 i = 0; i < 4; i++) sums[b][i] = 0;
     }
 
+    // The first thing that another kernel wrote is x.
+    __device__ __forceinline__ void begin_groups() { overlap_wait(); }
+
     __device__ __forceinline__ void begin_group() {
         if constexpr (NB <= 2) {
 #pragma unroll
@@ -104,11 +107,24 @@ struct MultiplySink {
     }
 };
 
+// The escapes of a tile where its words are, in shared memory: positions, then values.
+struct SharedEscapes {
+    u32 positions, values;  // addresses
+    u32 count;
+    bool wide;
+
+    __device__ __forceinline__ u32 position(u32 index) const { return load_shared_u16(positions + 2 * index); }
+    __device__ __forceinline__ int value(u32 index) const {
+        if (!wide) return static_cast<signed char>(load_shared_u8(values + index));
+        return static_cast<short>(load_shared_u16(values + 2 * index));
+    }
+};
+
 // Adds the escapes of one stripe: 16 of them are the columns of a k-step.
 template <u32 NB>
-__device__ __forceinline__ void add_escapes(const Arguments& arguments, const Escapes& escapes, const Tile& tile, u32 stripe,
-                                            u32 lane, float (&sums)[NB][4]) {
-    const u32 row = lane / 4, first = 2 * (lane % 4);
+__device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscapes escapes, u32 tile_col, u32 tile_cols, u32 stripe,
+                                         float (&sums)[NB][4]) {
+    const u32 lane = threadIdx.x % LANES, row = lane / 4, first = 2 * (lane % 4);
     for (u32 base = 0; base < escapes.count; base += 16) {
         u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0}, cols[4];
 #pragma unroll
@@ -117,8 +133,9 @@ __device__ __forceinline__ void add_escapes(const Arguments& arguments, const Es
             cols[k] = 0;
             if (index >= escapes.count) continue;
             const u32 position = escapes.position(index);
-            const u32 own_row = position / tile.cols - stripe * STRIPE_ROWS;
-            cols[k] = position % tile.cols;
+            const u32 tile_row = divide_small(position, tile_cols);
+            const u32 own_row = tile_row - stripe * STRIPE_ROWS;
+            cols[k] = position - tile_row * tile_cols;
             const int value = escapes.value(index);
             // FP16 holds 11 bits: a wide value goes in two pieces.
             const int low = escapes.wide ? value & 31 : value;
@@ -132,7 +149,7 @@ __device__ __forceinline__ void add_escapes(const Arguments& arguments, const Es
         for (u32 b = 0; b < NB; b++) {
             u32 x[4];
             const u32 x_row = min_u32(b * MMA_COLS + row, arguments.batch - 1);
-            const u16* own = arguments.x + u64(x_row) * arguments.x_stride + tile.col;
+            const u16* own = arguments.x + u64(x_row) * arguments.x_stride + tile_col;
 #pragma unroll
             for (u32 k = 0; k < 4; k++) x[k] = own[cols[k]];
             multiply(sums[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
@@ -164,7 +181,7 @@ struct Turnstile {
         const u32 slot = ordinal % slots, first = ordinal / slots * tiles_across;
         const u32 turn = turns + 4 * slot;
         float* shared = sums + slot * NB * 4 * LANES + lane;
-        while (load_turn(turn) != first + tile) __nanosleep(32);
+        while (load_turn(turn) != first + tile) __nanosleep(20);
         __syncwarp();
         const bool last = tile + 1 == tile_count;
 #pragma unroll
@@ -189,14 +206,27 @@ __device__ __forceinline__ void store_element(void* y, u32 type, u64 at, float v
     }
 }
 
+// The scale and the bias of this lane's two rows of a stripe.
+struct RowFactors {
+    float scales[2], biases[2];
+
+    __device__ __forceinline__ void load(const Part& part, u32 stripe_row, u32 lane) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32 row = min_u32(stripe_row + lane / 4 + 8 * half, part.weight.rows - 1);
+            scales[half] = scale_of(part.weight, row);
+            biases[half] = part.bias ? __ldg(part.bias + row) : 0;
+        }
+    }
+};
+
 template <u32 NB>
-__device__ __forceinline__ void write_stripe(const Arguments& arguments, const Part& part, u32 stripe_row, u32 lane, const float (&sums)[NB][4]) {
+__device__ __forceinline__ void write_stripe(const Arguments& arguments, const Part& part, const RowFactors& factors, u32 stripe_row,
+                                             u32 lane, const float (&sums)[NB][4]) {
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 row = stripe_row + lane / 4 + 8 * half;
         if (row >= part.weight.rows) continue;
-        const float scale = scale_of(part.weight, row);
-        const float bias = part.bias ? __ldg(part.bias + row) : 0;
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
@@ -204,9 +234,9 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
                 const u32 n = b * MMA_COLS + 2 * (lane % 4) + o;
                 if (n >= arguments.batch) continue;
                 // The registers hold grid values times 2^-24.
-                float value = sums[b][2 * half + o] * 16777216.0f * scale;
+                float value = sums[b][2 * half + o] * 16777216.0f * factors.scales[half];
                 if (arguments.x_exponents) value = ldexpf(value, arguments.x_exponents[n]);
-                store_element(part.y, arguments.y_type, u64(n) * arguments.y_stride + row, value + bias);
+                store_element(part.y, arguments.y_type, u64(n) * arguments.y_stride + row, value + factors.biases[half]);
             }
     }
 }
@@ -214,69 +244,81 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
 // A tile of this block's share, in the order in which warps take them.
 struct Task {
     u32 ordinal;  // the band's number in this block
-    u32 part, band, tile, tile_count;
-    bool none;
+    u32 part, band, tile;
+    bool none;   // there are no more
+    bool empty;  // this part is narrower than another: its bands have fewer tiles
 };
 
 __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
     Task task;
-    task.ordinal = index / arguments.tiles_across;
-    task.tile = index % arguments.tiles_across;
+    task.ordinal = divide_small(index, arguments.tiles_across);
+    task.tile = index - task.ordinal * arguments.tiles_across;
     task.band = blockIdx.x + task.ordinal * gridDim.x;
     task.none = task.band >= arguments.bands;
     task.part = 0;
-    while (!task.none && task.part + 1 < arguments.part_count && task.band >= arguments.parts[task.part].bands) {
-        task.band -= arguments.parts[task.part].bands;
-        task.part++;
+    if (arguments.part_count > 1 && task.band >= arguments.parts[0].bands) {
+        task.part = 1;
+        task.band -= arguments.parts[0].bands;
+        if (arguments.part_count > 2 && task.band >= arguments.parts[1].bands) {
+            task.part = 2;
+            task.band -= arguments.parts[1].bands;
+        }
     }
-    task.tile_count = arguments.parts[task.part].weight.tiles_across;
+    task.empty = task.none || task.tile >= arguments.parts[task.part].weight.tiles_across;
     return task;
 }
 
 __device__ __forceinline__ Tile tile_of(const Arguments& arguments, const Task& task) {
-    const Part& part = arguments.parts[task.part];
-    const u32 index = task.band * part.weight.tiles_across + task.tile;
-    return tile_at(part.weight, index, load_header(part.weight, index, part.bands * part.weight.tiles_across));
+    const Weight& weight = arguments.parts[task.part].weight;
+    return tile_at(weight, task.band, task.tile, load_header(weight, task.band * weight.tiles_across + task.tile));
 }
 
-// What follows a stripe's last group: escapes, the sum over the band's tiles, the result. Not inlined, and given only what
-// names the tile: whatever lived on through the loop over the groups would take registers from it.
+// What follows a stripe's last group: the sum over the band's tiles, the result. Not inlined, and given only what names the tile:
+// whatever lived on through the loop over the groups would take registers from it.
 template <u32 NB>
 __device__ __noinline__ void finish_stripe(const Arguments& arguments, const Turnstile<NB>& turnstile, u32 task_index, u32 stripe,
-                                           u32 word_count, const float (&groups)[NB][4]) {
+                                           const float (&groups)[NB][4]) {
     const u32 lane = threadIdx.x % LANES;
     const Task task = task_at(arguments, task_index);
     const Part& part = arguments.parts[task.part];
-    const Tile tile = tile_of(arguments, task);
+    const u32 stripe_row = task.band * part.weight.tile_rows + stripe * STRIPE_ROWS;
+    RowFactors factors;
+    // Asked for before the wait.
+    if (task.tile + 1 == part.weight.tiles_across) factors.load(part, stripe_row, lane);
     float sums[NB][4];
 #pragma unroll
     for (u32 b = 0; b < NB; b++)
 #pragma unroll
         for (u32 i = 0; i < 4; i++) sums[b][i] = groups[b][i];
-    if (tile.escapes > 0) {
-        const Sections sections = sections_of(tile, part.weight.layout);
-        const Escapes escapes = escapes_of(part.weight, tile, sections, word_count);
-        add_escapes<NB>(arguments, escapes, tile, stripe, lane, sums);
+    if (turnstile.pass(task.ordinal, task.tile, part.weight.tiles_across, lane, sums)) {
+        // A damaged tile has not waited yet.
+        overlap_wait();
+        write_stripe<NB>(arguments, part, factors, stripe_row, lane, sums);
     }
-    if (turnstile.pass(task.ordinal, task.tile, task.tile_count, lane, sums)) {
-        write_stripe<NB>(arguments, part, tile.row + stripe * STRIPE_ROWS, lane, sums);
-    }
+}
+
+// The escapes behind the words of an open tile. The host makes room for all of a tile's; whatever passes it is left out.
+__device__ __forceinline__ SharedEscapes shared_escapes(const OpenTile& open, const WarpMemory& memory) {
+    const Tile& tile = open.tile;
+    const u32 positions = 2 * open.word_count, values = positions + 2 * tile.escapes;
+    const bool fits = open.sections.valid && values + tile.escapes * (tile.wide_escapes ? 2 : 1) <= memory.words_bytes;
+    return {memory.words + positions, memory.words + values, fits ? tile.escapes : 0, tile.wide_escapes};
 }
 
 // Decodes and multiplies one tile.
 template <u32 LAYOUT, u32 NB>
-__device__ __forceinline__ void run_task(const Arguments& arguments, const Task& task, u32 task_index, WarpMemory memory,
+__device__ __forceinline__ void run_task(const Arguments& arguments, const Task& task, u32 task_index, const WarpMemory& memory,
                                          const Turnstile<NB>& turnstile, u32 lane) {
     const Part& part = arguments.parts[task.part];
     const Tile tile = tile_of(arguments, task);
     OpenTile open;
+    // All of this is of the weights alone, which no kernel writes.
     open.open(part.weight, tile, memory, lane);
     const u32 table = part.first_table + (tile.has_symbols() ? tile.table : 0);
     const u32 table_address = memory.tables + table * (4u << scale_bits(LAYOUT));
     const u8* raw = part.weight.payload + open.sections.raw;
     const bool valid = open.sections.valid;
-    const u32 word_count = open.word_count;
-    open.start();
+    const SharedEscapes escapes = shared_escapes(open, memory);
     Lane own = open.lane;
     MultiplySink<NB> sink;
 #pragma unroll 1
@@ -290,7 +332,8 @@ __device__ __forceinline__ void run_task(const Arguments& arguments, const Task&
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
-        finish_stripe<NB>(arguments, turnstile, task_index, stripe, word_count, sums);
+        if (escapes.count > 0) add_escapes<NB>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+        finish_stripe<NB>(arguments, turnstile, task_index, stripe, sums);
     }
 }
 
@@ -300,6 +343,7 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     extern __shared__ __align__(16) u8 dynamic[];
     u8* shared = align_for_tables<LAYOUT>(dynamic);
     const u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
+    const u32 base = shared_address(shared);
     float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * arguments.words_bytes);
     u32* turns = reinterpret_cast<u32*>(sums + arguments.slots * NB * 4 * LANES);
     u32* next_task = turns + arguments.slots;
@@ -311,32 +355,27 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     if (threadIdx.x == 0) *next_task = warps;
     __syncthreads();
     overlap_trigger();
-    overlap_wait();
-    const WarpMemory memory = {shared_address(shared) + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes,
-                               shared_address(shared)};
+    const WarpMemory memory = {base + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes, base};
     const Turnstile<NB> turnstile = {sums, shared_address(turns), arguments.slots, arguments.tiles_across};
     for (u32 index = warp;;) {
         const Task task = task_at(arguments, index);
         if (task.none) break;
-        if (task.tile < task.tile_count) run_task<LAYOUT, NB>(arguments, task, index, memory, turnstile, lane);
+        if (!task.empty) run_task<LAYOUT, NB>(arguments, task, index, memory, turnstile, lane);
         if (lane == 0) index = atomicAdd(next_task, 1);
         index = __shfl_sync(~0u, index, 0);
     }
 }
 
-#ifndef THREADS_8
-#define THREADS_8 1024
-#endif
-#define FUSED_LINEAR(NAME, LAYOUT, NB, THREADS)                                                         \
+#define FUSED_LINEAR(NAME, LAYOUT, NB, THREADS)                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ Arguments arguments) { \
-        fused_linear<LAYOUT, NB>(arguments);                                                            \
+        fused_linear<LAYOUT, NB>(arguments);                                                                   \
     }
 
-FUSED_LINEAR(fused_linear_fast_8, FAST, 1, THREADS_8)
+FUSED_LINEAR(fused_linear_fast_8, FAST, 1, 1024)
 FUSED_LINEAR(fused_linear_fast_16, FAST, 2, 768)
 FUSED_LINEAR(fused_linear_fast_32, FAST, 4, 512)
 FUSED_LINEAR(fused_linear_fast_64, FAST, 8, 512)
-FUSED_LINEAR(fused_linear_small_8, SMALL, 1, THREADS_8)
+FUSED_LINEAR(fused_linear_small_8, SMALL, 1, 1024)
 FUSED_LINEAR(fused_linear_small_16, SMALL, 2, 768)
 FUSED_LINEAR(fused_linear_small_32, SMALL, 4, 512)
 FUSED_LINEAR(fused_linear_small_64, SMALL, 8, 512)

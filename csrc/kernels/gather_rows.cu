@@ -31,6 +31,7 @@ struct RowSink {
     bool upper;  // the row is the second of the lane's two
     float scale;
 
+    __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
 
@@ -78,6 +79,7 @@ struct LeftRowSink {
     u32 group;
     u32 all[LANE_REGISTERS];
 
+    __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
     __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
@@ -111,7 +113,6 @@ __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Til
     const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
     const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
     const float scale = scale_of(weight, tile.row + wanted.row);
-    open.start();
     Lane own = open.lane;
     const u8* raw = weight.payload + open.sections.raw;
 #pragma unroll 1
@@ -119,7 +120,7 @@ __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Til
         const bool active = stripe == wanted.stripe() && wanted.belongs_to(lane);
         if (tile.left) {
             LeftRowSink<ELEMENT> sink = {tile, escapes, out, wanted, lane, active, scale, 0};
-            raw = decode_groups_slowly<LAYOUT>(tile, own, table_address, stripe, 0, raw, lane, sink);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
             continue;
         }
         const u32 first = lane % 4 * LANE_COLS;
@@ -145,9 +146,7 @@ __device__ __forceinline__ void gather_task(const Arguments& arguments, u32 task
         return;
     }
     const u32 down = u32(index) / weight.tile_rows;
-    const u32 tile_count = div_up(weight.rows, weight.tile_rows) * weight.tiles_across;
-    const u32 tile_index = down * weight.tiles_across + across;
-    const Tile tile = tile_at(weight, tile_index, load_header(weight, tile_index, tile_count));
+    const Tile tile = tile_at(weight, down, across, load_header(weight, down * weight.tiles_across + across));
     OpenTile open;
     open.open(weight, tile, memory, lane);
     if (!open.sections.valid) {

@@ -19,37 +19,34 @@ struct RawField {
     }
 };
 
-// The raw words of one full group for one lane, loaded ahead of their use.
+// The raw words of one full group for one lane.
 template <u32 BITS>
 struct RawWords {
     u32 words[BITS > 0 ? BITS : 1];
 
-    // `group` is where the group's raw bits begin.
+    static constexpr u32 GROUP_BYTES = BITS * 4 * LANES;
+
+    // `group` is where the group's raw bits begin. They are used once: the L1 is left to others.
     __device__ __forceinline__ void load(const u8* group, u32 lane) {
         u32 at = 0;
 #pragma unroll
         for (u32 part = 8; part >= 1; part /= 2) {
             if (!(BITS & part)) continue;
-            const u8* first = group + at * 4 * LANES;
 #pragma unroll
             for (u32 run = 0; run < part; run += 4) {
-                const u8* own = first + run * 4 * LANES + lane * 4 * (part < 4 ? part : 4);
+                const u8* own = group + (at + run) * 4 * LANES + lane * 4 * (part < 4 ? part : 4);
+                u32* to = words + at + run;
                 if (part >= 4) {
-                    load4(own, words + at + run);
+                    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(own));
                 } else if (part == 2) {
-                    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
-                                 : "=r"(words[at]), "=r"(words[at + 1]) : "l"(own));
+                    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(own));
                 } else {
-                    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words[at]) : "l"(own));
+                    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(own));
                 }
             }
             at += part;
         }
-    }
-
-    static __device__ __forceinline__ void load4(const u8* from, u32* to) {
-        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
     }
 
     // Adds the raw bits of register `index` to `symbol_bits`.

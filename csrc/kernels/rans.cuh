@@ -28,20 +28,44 @@ __device__ __forceinline__ u32 load_shared_u16(u32 address) {
     return value;
 }
 
+__device__ __forceinline__ uint4 load_shared_u128(u32 address) {
+    uint4 value;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "r"(address));
+    return value;
+}
+
+__device__ __forceinline__ u32 load_shared_u8(u32 address) {
+    u32 value;
+    asm volatile("{.reg .u16 h; ld.shared.u8 h, [%1]; cvt.u32.u16 %0, h;}" : "=r"(value) : "r"(address));
+    return value;
+}
+
 struct Lane {
     u32 state;
     u32 word;     // the next one, loaded ahead
     u32 address;  // of the word after it
+    // 1 and 2^16, from a source that the compiler can't see through: it would make shifts and additions of these multiplications,
+    // which run beside the integer units, the busiest ones here.
+    u32 one, word_scale;
+
+    __device__ __forceinline__ void begin(u32 words_address) {
+        state = word = 0;
+        address = words_address;
+        one = blockDim.y;
+        word_scale = blockDim.y << 16;
+    }
 
     // Moves one word into a state below 2^16. Predicated by hand: the compiler makes a branch of it.
     __device__ __forceinline__ void renormalize() {
         asm volatile(
             "{.reg .pred p;"
             "setp.lt.u32 p, %0, 65536;"
-            "@p prmt.b32 %0, %1, %0, 0x5410;"
+            "@p mad.lo.u32 %0, %0, %3, %1;"
             "@p ld.shared.u16 %1, [%2];"
-            "@p add.u32 %2, %2, 2;}"
-            : "+r"(state), "+r"(word), "+r"(address));
+            "@p mad.lo.u32 %2, %4, 2, %2;}"
+            : "+r"(state), "+r"(word), "+r"(address)
+            : "r"(word_scale), "r"(one));
     }
 
     // Pops one symbol and returns its entry. The table begins at a multiple of its size.

@@ -26,12 +26,21 @@ struct Weight {
     u32 table_count;
     u32 scale_stride;  // 0: one scale for all rows
     u32 layout;
-    u32 padding;
+    u32 tile_count;
 };
 
 __device__ __forceinline__ u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// a / b for a below 2^16 and b above 0, in a few instructions.
+__device__ __forceinline__ u32 divide_small(u32 a, u32 b) {
+    // The reciprocal is within 2 units in the last place, so this is within 1 of the quotient, never above it by the halves.
+    u32 quotient = u32(float(a) * __fdividef(1.0f, float(b)));
+    if ((quotient + 1) * b <= a) quotient++;
+    if (quotient * b > a) quotient--;
+    return quotient;
+}
 
 __device__ __forceinline__ float scale_of(const Weight& weight, u32 row) {
     return bf16_to_float(__ldg(weight.scales + row * weight.scale_stride));
@@ -78,19 +87,18 @@ struct TileHeader {
     u32 offset, packed, next_offset;
 };
 
-__device__ __forceinline__ TileHeader load_header(const Weight& weight, u32 index, u32 count) {
+__device__ __forceinline__ TileHeader load_header(const Weight& weight, u32 index) {
     const uint2 own = __ldg(reinterpret_cast<const uint2*>(weight.tiles) + index);
-    const bool last = index + 1 >= count;
-    const u32 next = last ? weight.payload_units : __ldg(reinterpret_cast<const u32*>(weight.tiles) + 2 * (index + 1));
+    const u32 next = index + 1 < weight.tile_count ? __ldg(reinterpret_cast<const u32*>(weight.tiles) + 2 * (index + 1)) : weight.payload_units;
     return {own.x, own.y, next};
 }
 
-// The host has checked the header; bounds are enforced again, because a decoder must not leave its buffers whatever they
-// hold by now.
-__device__ __forceinline__ Tile tile_at(const Weight& weight, u32 index, const TileHeader& header) {
+// The tile in row `down` and column `across` of the grid. The host has checked the header; bounds are enforced again, because a
+// decoder must not leave its buffers whatever they hold by now.
+__device__ __forceinline__ Tile tile_at(const Weight& weight, u32 down, u32 across, const TileHeader& header) {
     Tile tile;
-    tile.row = index / weight.tiles_across * weight.tile_rows;
-    tile.col = index % weight.tiles_across * weight.tile_cols;
+    tile.row = down * weight.tile_rows;
+    tile.col = across * weight.tile_cols;
     tile.rows = min_u32(weight.tile_rows, weight.rows - tile.row);
     tile.cols = min_u32(weight.tile_cols, weight.cols - tile.col);
     tile.table = header.packed & 255;
@@ -114,6 +122,7 @@ struct Sections {
 };
 
 __device__ __forceinline__ u32 raw_section_bytes(const Tile& tile, u32 field_bits) {
+    if (tile.rows % STRIPE_ROWS == 0 && tile.cols % GROUP_COLS == 0) return tile.rows * tile.cols / 8 * field_bits;
     const u32 stripes = tile.stripes(), across = tile.groups_across();
     const Group inner = {STRIPE_ROWS, GROUP_COLS};
     const Group corner = group_of(tile, stripes - 1, across - 1);
@@ -133,7 +142,7 @@ __device__ __forceinline__ Sections sections_of(const Tile& tile, u32 layout) {
     return sections;
 }
 
-// Escapes of a tile: positions, then values. `valid` where they fit into the payload.
+// Escapes of a tile in the payload: positions, then values.
 struct Escapes {
     const u8* positions;
     const u8* values;
@@ -149,10 +158,10 @@ struct Escapes {
     }
 };
 
-// `word_count` is the sum of the lanes' lengths.
+// `word_count` is the sum of the lanes' lengths. None where they would pass the end of the payload.
 __device__ __forceinline__ Escapes escapes_of(const Weight& weight, const Tile& tile, const Sections& sections, u32 word_count) {
     const u64 positions = sections.words + 2 * u64(word_count);
     const u64 values = positions + 2 * u64(tile.escapes);
-    const bool fits = values + u64(tile.escapes) * (tile.wide_escapes ? 2 : 1) <= sections.end;
+    const bool fits = sections.valid && values + u64(tile.escapes) * (tile.wide_escapes ? 2 : 1) <= sections.end;
     return {weight.payload + positions, weight.payload + values, fits ? tile.escapes : 0, tile.wide_escapes};
 }

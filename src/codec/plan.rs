@@ -38,7 +38,6 @@ impl TileShape {
     /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once. Where single
     /// rows are looked up (`row_access`, an embedding) a tile is one stripe high.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
-        let weights = rows.saturating_mul(cols);
         let target = match layout {
             Layout::Fast => 1 << 14,
             Layout::Small => 48 << 10,

@@ -199,6 +199,11 @@ impl<'a> TileSections<'a> {
         Ok(())
     }
 
+    /// Bytes of the escapes, positions and values.
+    pub fn escape_bytes(&self) -> usize {
+        self.escape_positions.len() + self.escape_values.len()
+    }
+
     /// Positions (`row * tile columns + column` within the tile) and values of the escapes, ascending.
     pub fn escapes(&self) -> impl Iterator<Item = (usize, i16)> + 'a {
         let wide = self.header.wide_escapes;

@@ -47,7 +47,7 @@ pub(super) struct WeightFacts {
     pub(super) bands: usize,
     /// At least one, so that even a tile header that names a table wrongly finds one.
     pub(super) table_count: usize,
-    /// Shared memory for the words of a tile: of the tile that has the most.
+    /// Shared memory for the words and escapes of a tile: of the tile that has the most.
     pub(super) words_bytes: usize,
     /// How far behind its words a lane reads whose stream is damaged, at most: a word a symbol.
     pub(super) slack_bytes: usize,
@@ -138,7 +138,7 @@ impl TileSurvey {
         let mut survey = Self::default();
         for index in 0..view.header.grid.tile_count() {
             let sections = view.tile_sections(index)?;
-            survey.words_bytes = survey.words_bytes.max(sections.words.len());
+            survey.words_bytes = survey.words_bytes.max(sections.words.len() + sections.escape_bytes());
             survey.has_left |= sections.header.predictor == Predictor::Left;
             survey.raw_bits += sections.header.raw_magnitude_bits as usize;
         }
