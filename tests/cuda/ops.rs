@@ -237,13 +237,12 @@ fn escapes_and_differences_count_in_both_paths() {
                 let compressed = compress(&weight, layout, step);
                 let (_vs, linear) = linear(&compressed, None);
                 for batch in [1, 5, 40] {
-                    let x = random(&[batch, shape[1]], batch).to_kind(Kind::Half);
+                    let x = random(&[batch, shape[1]], batch);
                     let want = product(&compressed, &x, None);
                     for fused_rows in [0, usize::MAX] {
                         linear.set_fused_rows(fused_rows);
-                        // Scratch rounds the weights to FP16.
                         let error = row_error(&linear.try_forward(&x.to_device(CUDA)).unwrap(), &want);
-                        assert!(error < 2e-3, "{shape:?} {layout:?} {batch} {fused_rows}: {error}");
+                        assert!(error < 1.5e-3, "{shape:?} {layout:?} {batch} {fused_rows}: {error}");
                     }
                 }
             }
