@@ -76,7 +76,8 @@ impl CompressedLinear {
             None => None,
             Some(bytes) => {
                 check_new(path, "bias")?;
-                let bytes = path.add("bias", bytes.to_device(path.device()), false);
+                let moved = bytes.f_to_device(path.device()).about(weight.tensor_path())?;
+                let bytes = path.add("bias", moved, false);
                 Some(Arc::new(Bias::new(path.path("bias"), bytes, weight.shape()[0])?))
             }
         };

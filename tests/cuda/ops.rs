@@ -251,6 +251,31 @@ fn escapes_and_differences_count_in_both_paths() {
 }
 
 #[test]
+fn escapes_of_tiles_without_symbols_count() {
+    need_gpu!();
+    for shape in [[20, 70], [16, 64], [64, 128]] {
+        // Even magnitudes, which a table can't shorten, and some beyond the raw bits.
+        tch::manual_seed(41);
+        let even = Tensor::rand(shape, (Kind::Float, Device::Cpu)) * 2040.0 - 1020.0;
+        let mut weights: Vec<f32> = Vec::try_from(even.view([-1])).unwrap();
+        weights.iter_mut().step_by(53).for_each(|weight| *weight *= 20.0);
+        let weight = Tensor::from_slice(&weights).view(shape);
+        let options = EncodeOptions { allow_left: false, ..EncodeOptions::default() };
+        let compressed = CompressedTensor::compress("w", &weight, StepRule::Step(1.0), options).unwrap();
+        let header = compressed.buffers().view("w").unwrap().tile_header(0).unwrap();
+        assert!(!header.has_symbols() && header.escapes > 0, "{shape:?} {header:?}");
+        check_decode(&compressed, &format!("{shape:?}"));
+        let (_vs, linear) = linear(&compressed, None);
+        linear.set_fused_rows(usize::MAX);
+        let x = random(&[3, shape[1]], 41);
+        let got = linear.try_forward(&x.to_device(CUDA)).unwrap();
+        assert!(linear.is_fused(&x.to_device(CUDA)).unwrap());
+        let error = row_error(&got, &product(&compressed, &x, None));
+        assert!(error < 1.5e-3, "{shape:?}: {error}");
+    }
+}
+
+#[test]
 fn the_scratch_path_is_the_dense_product_bit_for_bit() {
     need_gpu!();
     for kind in KINDS {
