@@ -28,40 +28,6 @@ __device__ __forceinline__ u16 float_to_bf16(float value) {
     return bf16;
 }
 
-// Kinds of element.
-enum Element : int { F32 = 0, F16 = 1, BF16 = 2 };
-
-// How elements of a kind are stored. Kernels compute in FP32.
-template <int E>
-struct ElementOf;
-
-template <>
-struct ElementOf<F32> {
-    typedef float Stored;
-    static __device__ __forceinline__ float to_float(Stored stored) { return stored; }
-    static __device__ __forceinline__ Stored from_float(float value) { return value; }
-    static __device__ __forceinline__ float load(const Stored* address) { return *address; }
-    static __device__ __forceinline__ void store(Stored* address, float value) { *address = value; }
-};
-
-template <>
-struct ElementOf<F16> {
-    typedef u16 Stored;
-    static __device__ __forceinline__ float to_float(Stored stored) { return half_to_float(stored); }
-    static __device__ __forceinline__ Stored from_float(float value) { return float_to_half(value); }
-    static __device__ __forceinline__ float load(const Stored* address) { return half_to_float(*address); }
-    static __device__ __forceinline__ void store(Stored* address, float value) { *address = float_to_half(value); }
-};
-
-template <>
-struct ElementOf<BF16> {
-    typedef u16 Stored;
-    static __device__ __forceinline__ float to_float(Stored stored) { return bf16_to_float(stored); }
-    static __device__ __forceinline__ Stored from_float(float value) { return float_to_bf16(value); }
-    static __device__ __forceinline__ float load(const Stored* address) { return bf16_to_float(*address); }
-    static __device__ __forceinline__ void store(Stored* address, float value) { *address = float_to_bf16(value); }
-};
-
 // Waits until the kernels before this one have finished and their writes are seen. A kernel that was launched to overlap with
 // its predecessor calls this before it reads what another kernel wrote, and before it writes anything.
 __device__ __forceinline__ void overlap_wait() {

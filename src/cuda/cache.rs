@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{xxh3_128, Xxh3};
 
 use super::architecture::Target;
-use super::compile::{compiler_version, OPTIONS};
+use super::compile::OPTIONS;
 use super::kernels::Source;
 use crate::error::Result;
 
@@ -18,6 +18,15 @@ const HEADER_BYTES: usize = MAGIC.len() + 16;
 #[derive(Clone, Debug)]
 pub(super) struct DiskCache {
     folder: Option<PathBuf>,
+}
+
+/// What compiles, and what loads the result.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Versions {
+    /// NVRTC's, major and minor.
+    pub(super) compiler: (i32, i32),
+    /// The driver's, as it counts.
+    pub(super) driver: i32,
 }
 
 impl DiskCache {
@@ -34,14 +43,13 @@ impl DiskCache {
         source: &Source,
         headers: &[Source],
         target: &Target,
-        driver_version: i32,
+        versions: Versions,
         compile: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
         let Some(folder) = &self.folder else {
             return compile();
         };
-        let key = key(source, headers, target, compiler_version()?, driver_version);
-        let path = folder.join(format!("{}-{}-{key:032x}", source.name, target.name()));
+        let path = folder.join(file_name(source, headers, target, versions));
         if let Some(binary) = read(&path) {
             return Ok(binary);
         }
@@ -52,23 +60,20 @@ impl DiskCache {
     }
 }
 
-/// A hash of all that the binary depends on.
-fn key(
-    source: &Source,
-    headers: &[Source],
-    target: &Target,
-    compiler_version: (i32, i32),
-    driver_version: i32,
-) -> u128 {
-    let versions =
-        [compiler_version.0, compiler_version.1, driver_version].map(|version| version.to_string());
+/// Names the source and the architecture for people, and all that the binary depends on by its hash.
+fn file_name(source: &Source, headers: &[Source], target: &Target, versions: Versions) -> String {
+    format!("{}-{}-{:032x}", source.name, target.name(), key(source, headers, target, versions))
+}
+
+fn key(source: &Source, headers: &[Source], target: &Target, versions: Versions) -> u128 {
     let mut hash = Xxh3::new();
     let mut add = |part: &str| {
         // The length keeps apart what would read the same when joined.
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     };
-    versions.iter().for_each(|version| add(version));
+    let (major, minor) = versions.compiler;
+    [major, minor, versions.driver].iter().for_each(|number| add(&number.to_string()));
     add(target.name());
     OPTIONS.iter().for_each(|option| add(option));
     for file in std::iter::once(source).chain(headers) {
@@ -99,4 +104,109 @@ fn write(folder: &Path, path: &Path, binary: &[u8]) -> std::io::Result<()> {
     file.write_all(binary)?;
     file.persist(path)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static SOURCE: Source = Source { name: "axpy.cu", text: "text" };
+    static HEADERS: [Source; 1] = [Source { name: "half.cuh", text: "header" }];
+    const VERSIONS: Versions = Versions { compiler: (13, 0), driver: 13000 };
+    const TARGET: Target = Target::Cubin("sm_90a");
+
+    fn cache(folder: &Path) -> DiskCache {
+        DiskCache { folder: Some(folder.join("kernels")) }
+    }
+
+    /// What the cache gives, and whether it compiled for that.
+    fn ask(cache: &DiskCache) -> (Vec<u8>, bool) {
+        let mut compiled = false;
+        let binary = cache.compiled(&SOURCE, &HEADERS, &TARGET, VERSIONS, || {
+            compiled = true;
+            Ok(b"machine code".to_vec())
+        });
+        (binary.unwrap(), compiled)
+    }
+
+    fn only_file(cache: &DiskCache) -> PathBuf {
+        let files: Vec<_> = std::fs::read_dir(cache.folder.as_ref().unwrap()).unwrap().collect();
+        assert_eq!(files.len(), 1, "one entry, and no temporary file left behind");
+        files[0].as_ref().unwrap().path()
+    }
+
+    #[test]
+    fn the_second_read_hits() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
+        assert_eq!(ask(&cache), (b"machine code".to_vec(), false));
+        let name = only_file(&cache).file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(name.starts_with("axpy.cu-sm_90a-"), "{name}");
+    }
+
+    #[test]
+    fn a_damaged_entry_is_compiled_and_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        ask(&cache);
+        let path = only_file(&cache);
+        let whole = std::fs::read(&path).unwrap();
+        for end in 0..whole.len() {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            assert_eq!(ask(&cache), (b"machine code".to_vec(), true), "truncated to {end} bytes");
+            assert_eq!(std::fs::read(&path).unwrap(), whole);
+        }
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            std::fs::write(&path, &flipped).unwrap();
+            assert_eq!(ask(&cache), (b"machine code".to_vec(), true), "flipped at {at}");
+            assert_eq!(ask(&cache), (b"machine code".to_vec(), false), "written anew at {at}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_no_error() {
+        // A file in its place: root, too, fails to make a folder below it.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let cache = cache(file.path());
+        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
+        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
+        assert_eq!(ask(&DiskCache { folder: None }), (b"machine code".to_vec(), true));
+    }
+
+    #[test]
+    fn an_error_of_the_compiler_is_told_and_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        let fail = || Err(crate::Error::invalid("axpy.cu", "does not compile"));
+        assert!(cache.compiled(&SOURCE, &HEADERS, &TARGET, VERSIONS, fail).is_err());
+        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
+    }
+
+    #[test]
+    fn every_input_changes_the_key() {
+        let source = |name, text| Source { name, text };
+        let header = |name, text| [Source { name, text }];
+        let driver = |driver| Versions { driver, ..VERSIONS };
+        let compiler = |compiler| Versions { compiler, ..VERSIONS };
+        let keys = [
+            key(&SOURCE, &HEADERS, &TARGET, VERSIONS),
+            key(&source("axpy.cu", "text "), &HEADERS, &TARGET, VERSIONS),
+            key(&source("axpz.cu", "text"), &HEADERS, &TARGET, VERSIONS),
+            // The same bytes, cut elsewhere.
+            key(&source("axpy.cut", "ext"), &HEADERS, &TARGET, VERSIONS),
+            key(&SOURCE, &header("half.cuh", "headers"), &TARGET, VERSIONS),
+            key(&SOURCE, &header("halg.cuh", "header"), &TARGET, VERSIONS),
+            key(&SOURCE, &[], &TARGET, VERSIONS),
+            key(&SOURCE, &HEADERS, &Target::Cubin("sm_80"), VERSIONS),
+            key(&SOURCE, &HEADERS, &Target::Ptx("compute_90".to_owned()), VERSIONS),
+            key(&SOURCE, &HEADERS, &TARGET, driver(13010)),
+            key(&SOURCE, &HEADERS, &TARGET, compiler((13, 1))),
+            key(&SOURCE, &HEADERS, &TARGET, compiler((12, 0))),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.into_iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+    }
 }

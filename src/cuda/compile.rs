@@ -1,6 +1,7 @@
 //! Compiles device code with NVRTC, which needs neither a GPU nor a toolkit.
 
 use std::ffi::{c_char, CString};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cudarc::nvrtc::result::{self, NvrtcError};
@@ -9,8 +10,12 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::architecture::{Target, ARCHITECTURES};
 use super::kernels::{Source, ALL, HEADERS};
-use super::library::beside_libtorch_cpu;
+use super::library::mapped;
 use crate::error::{Error, ErrorKind, Result};
+
+const FILE: &str = "libnvrtc.so.13";
+/// From pip's folder of packages.
+const PACKAGED: &str = "nvidia/cu13/lib/libnvrtc.so.13";
 
 /// Line numbers cost nothing at run time and name the line in a profiler and in `compute-sanitizer`.
 pub(super) const OPTIONS: [&str; 2] = ["--std=c++17", "-lineinfo"];
@@ -54,24 +59,39 @@ pub fn compile_all(arch: &str) -> Result<Vec<Compiled>> {
 /// Whether NVRTC can be loaded. It comes with libtorch's CUDA packages.
 pub fn has_compiler() -> bool {
     static PRESENT: OnceLock<bool> = OnceLock::new();
-    *PRESENT.get_or_init(|| {
-        // SAFETY: loading NVRTC runs only its own initializers.
-        let present = || unsafe { sys::is_culib_present() };
-        present() || (load_beside_libtorch().is_some() && present())
-    })
+    *PRESENT.get_or_init(load_compiler)
 }
 
-/// Loads the NVRTC that pip put beside libtorch, after which the linker finds it by its name alone.
-fn load_beside_libtorch() -> Option<()> {
-    let torch_lib = beside_libtorch_cpu()?;
-    let packages = torch_lib.ancestors().nth(3)?;
-    // SAFETY: as above.
-    let library = unsafe {
-        Library::open(Some(packages.join("nvidia/cu13/lib/libnvrtc.so.13")), RTLD_NOW | RTLD_LOCAL)
+/// Loads NVRTC from where the linker finds it, else from where pip puts it beside libtorch. Once it is loaded, every
+/// later load by its name finds this one.
+fn load_compiler() -> bool {
+    let beside_libtorch = mapped("libtorch_cpu.so")
+        .and_then(|path| path.ancestors().nth(3).map(|packages| packages.join(PACKAGED)));
+    let mut paths = std::iter::once(PathBuf::from(FILE)).chain(beside_libtorch);
+    paths.any(|path| keep_loaded(&path));
+    // SAFETY: loading NVRTC runs only its own initializers.
+    let present = unsafe { sys::is_culib_present() };
+    if present {
+        load_builtins();
     }
-    .ok()?;
-    std::mem::forget(library);
-    Some(())
+    present
+}
+
+/// NVRTC looks for its second library by name alone, where the linker looks: not beside itself.
+fn load_builtins() {
+    let Some(compiler) = mapped("libnvrtc.so") else { return };
+    let entries = compiler.parent().and_then(|folder| std::fs::read_dir(folder).ok());
+    for entry in entries.into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("libnvrtc-builtins.so.") {
+            keep_loaded(&entry.path());
+        }
+    }
+}
+
+/// Loads a library of NVRTC's for the life of the process.
+fn keep_loaded(path: &Path) -> bool {
+    // SAFETY: loading NVRTC runs only its own initializers.
+    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map(std::mem::forget).is_ok()
 }
 
 /// NVRTC's version, major and minor.
@@ -87,11 +107,8 @@ fn require_compiler() -> Result<()> {
     if has_compiler() {
         return Ok(());
     }
-    Err(Error::unsupported(
-        "NVRTC",
-        "libnvrtc.so.13 does not load; install it (pip install nvidia-cuda-nvrtc, or scripts/setup.sh), or put its \
-         folder into LD_LIBRARY_PATH",
-    ))
+    let cure = "install it (scripts/setup.sh, or pip install nvidia-cuda-nvrtc), or put its folder into LD_LIBRARY_PATH";
+    Err(Error::unsupported("NVRTC", format!("{FILE} does not load; {cure}")))
 }
 
 /// Compiles one file; `headers` are what it may include.
@@ -202,4 +219,95 @@ fn c_string(subject: &str, text: &str) -> Result<CString> {
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// False, with a message, where there is no NVRTC.
+    fn compiler_is_here() -> bool {
+        if !has_compiler() {
+            println!("SKIPPED: {}", require_compiler().unwrap_err());
+        }
+        has_compiler()
+    }
+
+    static CONVERSIONS: Source = Source {
+        name: "conversions.cu",
+        text: r#"
+            #include "half.cuh"
+            extern "C" __global__ void conversions(const u16* from, u16* to) {
+                overlap_wait();
+                const u64 at = u64(blockIdx.x) * blockDim.x + threadIdx.x;
+                to[2 * at] = float_to_bf16(half_to_float(from[2 * at]));
+                to[2 * at + 1] = float_to_half(bf16_to_float(from[2 * at + 1]));
+                overlap_trigger();
+            }
+        "#,
+    };
+
+    #[test]
+    fn the_headers_compile_for_every_architecture_without_a_warning() {
+        if !compiler_is_here() {
+            return;
+        }
+        for arch in ARCHITECTURES {
+            let compiled = compile(&CONVERSIONS, HEADERS, &Target::Cubin(arch)).unwrap();
+            assert_eq!(compiled.log, "", "{arch}");
+            assert_eq!(&compiled.binary[..4], b"\x7fELF", "{arch}");
+        }
+    }
+
+    #[test]
+    fn ptx_is_a_terminated_text_for_its_architecture() {
+        if !compiler_is_here() {
+            return;
+        }
+        let compiled = compile(&CONVERSIONS, HEADERS, &Target::Ptx("compute_100".to_owned())).unwrap();
+        let ptx = std::ffi::CStr::from_bytes_with_nul(&compiled.binary).unwrap().to_str().unwrap();
+        assert!(ptx.contains(".target sm_100") && ptx.contains(".entry conversions("), "{ptx}");
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_file_line_and_architecture() {
+        if !compiler_is_here() {
+            return;
+        }
+        static WRONG: Source =
+            Source { name: "wrong.cu", text: "extern \"C\" __global__ void f() {\n  g();\n}" };
+        let error = compile(&WRONG, &[], &Target::Cubin("sm_90a")).unwrap_err();
+        assert_eq!((error.kind(), error.subject()), (ErrorKind::Cuda, "wrong.cu"));
+        let text = error.to_string();
+        assert!(text.starts_with("wrong.cu: does not compile for sm_90a: NVRTC "), "{text}");
+        assert!(text.contains("wrong.cu(2): error: identifier \"g\" is undefined"), "{text}");
+    }
+
+    #[test]
+    fn a_warning_is_in_the_log() {
+        if !compiler_is_here() {
+            return;
+        }
+        static UNUSED: Source =
+            Source { name: "unused.cu", text: "extern \"C\" __global__ void f() {\n  int unused = 1;\n}" };
+        let log = compile(&UNUSED, &[], &Target::Cubin("sm_90a")).unwrap().log;
+        assert!(log.contains("unused.cu(2): warning"), "{log}");
+    }
+
+    #[test]
+    fn texts_with_a_nul_are_refused() {
+        if !compiler_is_here() {
+            return;
+        }
+        static NUL: Source = Source { name: "nul.cu", text: "\0" };
+        let error = compile(&NUL, &[], &Target::Cubin("sm_90a")).unwrap_err();
+        assert_eq!(error.to_string(), "nul.cu: has a NUL byte");
+    }
+
+    #[test]
+    fn architectures_of_others_are_refused() {
+        let error = compile_all("sm_70").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.to_string().starts_with("sm_70: "), "{error}");
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Graph {
     executable: CUgraphExec,
 }
 
-// SAFETY: a handle, not memory: the driver takes it from any thread, one at a time, and so does `&mut self` or a lock.
+// SAFETY: a handle, not memory: the driver takes it from any thread, one at a time. The type is not `Sync`.
 unsafe impl Send for Graph {}
 
 impl Graph {

@@ -1,7 +1,7 @@
 //! `libtorch_cuda`, loaded at run time, and the C functions of it that are called here.
 
 use std::ffi::c_void;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -159,8 +159,54 @@ fn reason(error: &libloading::Error) -> String {
 }
 
 /// Where `libtorch_cuda` is when a program brought its own libtorch by another way than the linker's.
-pub(super) fn beside_libtorch_cpu() -> Option<PathBuf> {
+fn beside_libtorch_cpu() -> Option<PathBuf> {
+    Some(mapped("libtorch_cpu.so")?.with_file_name(FILE))
+}
+
+/// The path of a library that this process has loaded, by the begin of its file name.
+pub(super) fn mapped(file: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
-    Some(PathBuf::from(path.get(path.find('/')?..)?).with_file_name(FILE))
+    let paths = maps.lines().filter_map(|line| line.get(line.find('/')?..));
+    let path = paths
+        .map(Path::new)
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(file)))?;
+    Some(path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_gpu_the_reason_is_told_again_and_again() {
+        let Err(first) = load() else {
+            println!("SKIPPED: CUDA is here");
+            return;
+        };
+        let second = load().unwrap_err();
+        assert_eq!((first.kind(), second.kind()), (ErrorKind::Unsupported, ErrorKind::Unsupported));
+        assert_eq!(first.to_string(), second.to_string());
+        assert!(first.to_string().starts_with("CUDA: "), "{first}");
+        assert!(!is_available());
+        println!("{first}");
+    }
+
+    #[test]
+    fn a_library_that_does_not_load_is_told_with_the_cure() {
+        // Where the CUDA packages are missing, as in the CPU set of libtorch, or on a machine without a driver.
+        let Err(reason) = open() else {
+            println!("SKIPPED: libtorch_cuda loads");
+            return;
+        };
+        println!("{reason}");
+        assert!(reason.starts_with("libtorch_cuda.so does not load: "), "{reason}");
+        assert!(reason.contains("LD_LIBRARY_PATH"), "{reason}");
+    }
+
+    #[test]
+    fn libtorch_cuda_is_looked_for_beside_the_loaded_libtorch() {
+        assert!(tch::get_num_threads() > 0, "libtorch runs");
+        let path = beside_libtorch_cpu().unwrap();
+        assert!(path.ends_with("lib/libtorch_cuda.so"), "{path:?}");
+    }
 }

@@ -101,3 +101,19 @@ fn used_bytes(device: &Device) -> Result<u64> {
     let (free, total) = device.free_and_total_bytes()?;
     Ok(total.saturating_sub(free) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_gpu_it_says_so() {
+        if let Err(reason) = crate::cuda::load() {
+            let error = PeakMemory::start(0).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
+            assert_eq!(error.to_string(), reason.to_string());
+        } else {
+            println!("SKIPPED: CUDA is here");
+        }
+    }
+}

@@ -22,6 +22,8 @@ mod memory;
 mod modules;
 mod recorder;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use architecture::ARCHITECTURES;
 pub use compile::{compile_all, has_compiler, Compiled};

@@ -8,8 +8,8 @@ use cudarc::driver::result;
 use cudarc::driver::sys::CUmodule;
 
 use super::architecture::Target;
-use super::cache::DiskCache;
-use super::compile::compile;
+use super::cache::{DiskCache, Versions};
+use super::compile::{compile, compiler_version};
 use super::device::Device;
 use super::driver::{self, DriverContext};
 use super::kernel::Kernel;
@@ -70,8 +70,9 @@ impl Modules {
     }
 
     fn build(&self, device: &Device, source: &'static Source) -> Result<Module> {
-        let driver_version = driver::version().about(source.name)?;
-        let binary = DiskCache::of_user().compiled(source, HEADERS, &self.target, driver_version, || {
+        let versions =
+            Versions { compiler: compiler_version()?, driver: driver::version().about(source.name)? };
+        let binary = DiskCache::of_user().compiled(source, HEADERS, &self.target, versions, || {
             compile(source, HEADERS, &self.target).map(|compiled| compiled.binary)
         })?;
         let _entered = device.enter()?;

@@ -1,0 +1,34 @@
+//! Every embedded kernel compiles for every architecture that is promised, without a warning; no GPU is needed.
+
+use codecllm::cuda::{compile_all, has_compiler, ARCHITECTURES};
+
+fn check(arch: &str) {
+    if !has_compiler() {
+        println!("SKIPPED: NVRTC is not here");
+        return;
+    }
+    let compiled = compile_all(arch).unwrap();
+    for kernel in &compiled {
+        assert!(kernel.binary.starts_with(b"\x7fELF"), "{arch}: {} is no ELF file", kernel.name);
+        assert_eq!(kernel.log, "", "{arch}: {}", kernel.name);
+    }
+}
+
+/// One test for each, so that a failure names its architecture and they run side by side.
+macro_rules! architectures {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                check(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn none_is_forgotten() {
+            assert_eq!([$(stringify!($name)),*], ARCHITECTURES);
+        }
+    };
+}
+
+architectures!(sm_80 sm_86 sm_89 sm_90a sm_100 sm_120);
