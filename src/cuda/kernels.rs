@@ -29,10 +29,17 @@ macro_rules! embedded {
     };
 }
 
-kernels! {}
+kernels! {
+    ARGMAX: "argmax.cu",
+    ATTENTION: "attention.cu",
+    EMBEDDING: "embedding.cu",
+    RMS_NORM: "rms_norm.cu",
+    ROPE_CACHE: "rope_cache.cu",
+    SWIGLU: "swiglu.cu",
+}
 
 /// What kernels include, by name.
-pub(super) static HEADERS: &[Source] = &[embedded!("half.cuh")];
+pub(super) static HEADERS: &[Source] = &[embedded!("element.cuh"), embedded!("half.cuh")];
 
 #[cfg(test)]
 mod tests {

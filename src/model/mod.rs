@@ -6,4 +6,4 @@ mod fields;
 pub mod llama;
 
 pub use config::{LlamaConfig, RopeScaling};
-pub use llama::{KvCache, Llama, LogitsOf, Observer};
+pub use llama::{DecodeStep, KvCache, Llama, LogitsOf, Observer, StepPart};

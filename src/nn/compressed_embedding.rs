@@ -80,6 +80,12 @@ impl CompressedEmbedding {
         out.f_reshape(&size).about(subject)
     }
 
+    /// The vectors of `tokens` `[batch]` (`Int64`) into `out` `[batch, hidden]`.
+    pub(crate) fn gather_rows_into(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
+        let rows = self.try_forward(tokens)?;
+        out.shallow_clone().f_copy_(&rows).about(self.weight.tensor_path())
+    }
+
     /// `[vocab, hidden]`.
     pub fn shape(&self) -> [usize; 2] {
         self.weight.shape()

@@ -54,7 +54,7 @@ const SCRATCH_BYTES: usize = 32 << 20;
 #[derive(Debug)]
 pub struct CompressedLinear {
     weight: Arc<CompressedWeight>,
-    bias: Option<Bias>,
+    bias: Option<Arc<Bias>>,
     fused_rows: AtomicUsize,
 }
 
@@ -73,7 +73,7 @@ impl CompressedLinear {
             Some(bytes) => {
                 check_new(path, "bias")?;
                 let bytes = path.add("bias", bytes.to_device(path.device()), false);
-                Some(Bias::new(path.path("bias"), bytes, weight.shape()[0])?)
+                Some(Arc::new(Bias::new(path.path("bias"), bytes, weight.shape()[0])?))
             }
         };
         Ok(Self::with(Arc::new(weight), bias))
@@ -84,8 +84,23 @@ impl CompressedLinear {
         Self::with(weight, None)
     }
 
-    fn with(weight: Arc<CompressedWeight>, bias: Option<Bias>) -> Self {
+    fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
         Self { weight, bias, fused_rows: AtomicUsize::new(BY_DTYPE) }
+    }
+
+    /// Another handle to the same weight.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            fused_rows: AtomicUsize::new(self.fused_rows.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// `x` `[batch, in_features]` to `y` `[batch, out_features]`.
+    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let product = self.try_forward(x)?;
+        y.shallow_clone().f_copy_(&product).about(self.weight.tensor_path())
     }
 
     /// `x` `[..., in_features]` in FP32, FP16 or BF16 to `[..., out_features]` in the same dtype.
@@ -200,7 +215,7 @@ impl CompressedLinear {
 
     /// Bytes of the buffers.
     pub fn weight_bytes(&self) -> usize {
-        self.weight.bytes() + self.bias.as_ref().map_or(0, Bias::bytes)
+        self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| bias.bytes())
     }
 
     /// Takes the fused path up to this many rows of `x`: 0 forces scratch, `usize::MAX` fused.

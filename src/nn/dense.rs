@@ -1,8 +1,9 @@
 //! The uncompressed layers: what the compressed ones are measured and checked against.
 
-use tch::{nn::Module, Kind, Tensor};
+use tch::{nn::Module, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchContext};
+use crate::ops::transformer::{embedding, Launcher};
 
 /// `y = x W^T + bias` with an ordinary weight tensor `[out_features, in_features]`.
 #[derive(Debug)]
@@ -37,6 +38,52 @@ impl DenseLinear {
     /// `x` `[..., in_features]` to `[..., out_features]`.
     pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
         x.f_linear(&self.weight, self.bias.as_ref()).about(&self.tensor_path)
+    }
+
+    /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on the current stream, without allocating: `linear` would
+    /// make its own output, and with a bias its own workspace.
+    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        let multiply = || {
+            let _ = x.f_mm_out(y, &self.weight.f_tr()?)?;
+            if let Some(bias) = &self.bias {
+                let _ = y.shallow_clone().f_add_(bias)?;
+            }
+            Ok(())
+        };
+        tch::no_grad(multiply).about(&self.tensor_path)
+    }
+
+    /// Another handle to the same weight.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            tensor_path: self.tensor_path.clone(),
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// One linear with the outputs of all `parts`. Their weights are views of its own afterwards.
+    pub(super) fn merge(parts: &[&Self]) -> Result<Self> {
+        let Some(first) = parts.first() else {
+            return Err(Error::invalid("merged linear", "has no parts, wanted at least one"));
+        };
+        let path = &first.tensor_path;
+        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+        let weight = match side_by_side(&weights) {
+            Some(weight) => weight,
+            None => tch::no_grad(|| lay_side_by_side(&weights)).about(path)?,
+        };
+        let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+        let bias = match biases.len() {
+            0 => None,
+            count if count == parts.len() => Some(Tensor::f_cat(&biases, 0).about(path)?),
+            count => {
+                let message =
+                    format!("{count} of {} merged parts have a bias, wanted all or none", parts.len());
+                return Err(Error::invalid(path, message));
+            }
+        };
+        Self::new(path, weight, bias)
     }
 
     /// `[out_features, in_features]`.
@@ -87,6 +134,12 @@ impl DenseEmbedding {
         Tensor::f_embedding(&self.weight, ids, -1, false, false).about(&self.tensor_path)
     }
 
+    /// The vectors of `tokens` `[batch]` (`Int64`) into `out` `[batch, hidden]` on a GPU's current stream, without allocating.
+    pub(crate) fn forward_into(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
+        embedding(&Launcher::on(out.device())?, tokens, &self.weight, out)
+            .map_err(|error| error.about(&*self.tensor_path))
+    }
+
     /// `[vocab, hidden]`.
     pub fn shape(&self) -> [usize; 2] {
         matrix_shape(&self.weight)
@@ -101,6 +154,35 @@ impl DenseEmbedding {
     pub fn tied_head(&self) -> DenseLinear {
         DenseLinear { tensor_path: self.tensor_path.clone(), weight: self.weight.shallow_clone(), bias: None }
     }
+}
+
+/// One tensor over `weights`, if they lie one behind the other in the same memory.
+fn side_by_side(weights: &[&Tensor]) -> Option<Tensor> {
+    let first = weights.first()?;
+    let cols = first.size().get(1).copied()?;
+    let (mut rows, mut end) = (0, first.data_ptr() as usize);
+    for weight in weights {
+        let same = weight.kind() == first.kind() && weight.size().get(1) == Some(&cols);
+        if !same || !weight.is_contiguous() || weight.data_ptr() as usize != end {
+            return None;
+        }
+        rows += weight.size().first()?;
+        end += tensor_bytes(weight);
+    }
+    // Neighbors may still be allocations of their own: libtorch refuses a tensor beyond the first one's then.
+    first.f_as_strided([rows, cols], [cols, 1], None).ok()
+}
+
+/// Copies `weights` into one tensor and makes each a view of it, in the VarStore too.
+fn lay_side_by_side(weights: &[&Tensor]) -> std::result::Result<Tensor, TchError> {
+    let merged = Tensor::f_cat(weights, 0)?;
+    let mut start = 0;
+    for weight in weights {
+        let rows = weight.size2()?.0;
+        weight.shallow_clone().f_set_data(&merged.f_narrow(0, start, rows)?)?;
+        start += rows;
+    }
+    Ok(merged)
 }
 
 fn matrix_shape(tensor: &Tensor) -> [usize; 2] {

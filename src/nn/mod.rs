@@ -6,12 +6,14 @@ mod compressed;
 mod compressed_embedding;
 mod compressed_linear;
 mod dense;
+mod merged_linear;
 
 pub(crate) use bias::Bias;
 pub use compressed::DecodeCounters;
 pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
 pub use dense::{DenseEmbedding, DenseLinear};
+pub(crate) use merged_linear::MergedLinear;
 
 use tch::Tensor;
 
@@ -32,6 +34,22 @@ impl Linear {
         match self {
             Self::Dense(linear) => linear.try_forward(x),
             Self::Compressed(linear) => linear.try_forward(x),
+        }
+    }
+
+    /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on a GPU's current stream, without allocating.
+    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        match self {
+            Self::Dense(linear) => linear.forward_into(x, y),
+            Self::Compressed(linear) => linear.forward_into(x, y),
+        }
+    }
+
+    /// Another handle to the same weight.
+    fn share(&self) -> Self {
+        match self {
+            Self::Dense(linear) => Self::Dense(linear.share()),
+            Self::Compressed(linear) => Self::Compressed(linear.share()),
         }
     }
 
@@ -67,6 +85,14 @@ impl Embedding {
         match self {
             Self::Dense(embedding) => embedding.try_forward(ids),
             Self::Compressed(embedding) => embedding.try_forward(ids),
+        }
+    }
+
+    /// The vectors of `tokens` `[batch]` (`Int64`) into `out` `[batch, hidden]` on a GPU's current stream, without allocating.
+    pub(crate) fn forward_into(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
+        match self {
+            Self::Dense(embedding) => embedding.forward_into(tokens, out),
+            Self::Compressed(embedding) => embedding.gather_rows_into(tokens, out),
         }
     }
 

@@ -4,6 +4,7 @@ mod decode_to_scratch;
 mod fused_linear;
 mod parallel;
 mod rows;
+pub(crate) mod transformer;
 mod weight;
 
 pub(crate) use decode_to_scratch::{decode_to_scratch, ScratchElement};

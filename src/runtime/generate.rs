@@ -10,7 +10,7 @@ use super::stop::{stop_tokens, StopReason, StopStrings};
 use super::tokenizer::{TextStream, Tokenizer};
 use super::{ChatTemplate, LoadOptions, Message, Model, Sampler, SamplerOptions};
 use crate::error::{Error, Result, TorchContext};
-use crate::model::{KvCache, LogitsOf};
+use crate::model::{DecodeStep, KvCache, LogitsOf};
 
 /// What to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,11 +152,12 @@ impl Generator {
             .collect::<Result<Vec<_>>>()?;
         let Some(longest) = ids.iter().map(Vec::len).max() else { return Ok(Vec::new()) };
         let start = Instant::now();
-        let (mut cache, mut logits) = self.prefill(&ids, longest, options)?;
+        let (mut cache, logits) = self.prefill(&ids, longest, options)?;
+        let mut scores = Scores::Logits(logits);
         let prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         loop {
-            let next = self.pick(&mut answers, &logits, options, on_piece)?;
+            let next = self.pick(&mut answers, &scores, options, on_piece)?;
             for answer in answers.iter_mut().filter(|_| cache.len() == cache.capacity()) {
                 answer.end_if_running(StopReason::Context, on_piece)?;
             }
@@ -164,9 +165,7 @@ impl Generator {
             if answers.iter().all(|answer| answer.ended.is_some()) {
                 break;
             }
-            let step = Tensor::f_from_slice(&next).and_then(|ids| ids.f_view([-1, 1]));
-            let step = step.and_then(|ids| ids.f_to_device(self.model.var_store().device()));
-            logits = self.model.llama().forward(&step.about("token ids")?, &mut cache, LogitsOf::Last)?;
+            scores = self.decode(&next, &mut cache, options)?;
             answers.iter_mut().filter(|answer| answer.ended.is_none()).for_each(|answer| answer.steps += 1);
         }
         Ok(answers.into_iter().map(|answer| answer.into_generation(prefill_seconds)).collect())
@@ -217,14 +216,31 @@ impl Generator {
         Ok((cache, logits))
     }
 
-    /// Picks each answer's next token from `logits` `[batch, 1, vocab]`; an answer that has ended gets 0.
+    /// Runs one token a sequence. Where the likeliest is wanted and the GPU has found it, the logits stay there.
+    fn decode(&self, tokens: &[i64], cache: &mut KvCache, options: &GenerateOptions) -> Result<Scores> {
+        let llama = self.model.llama();
+        if options.sampling.temperature == 0.0 && DecodeStep::fits(llama, cache) {
+            let mut step = DecodeStep::new(llama, cache)?;
+            let _ = step.run(tokens)?;
+            return step.tokens().map(Scores::Likeliest);
+        }
+        let ids = Tensor::f_from_slice(tokens).and_then(|ids| ids.f_view([-1, 1]));
+        let ids = ids.and_then(|ids| ids.f_to_device(self.model.var_store().device()));
+        llama.forward(&ids.about("token ids")?, cache, LogitsOf::Last).map(Scores::Logits)
+    }
+
+    /// Picks each answer's next token; an answer that has ended gets 0.
     fn pick(
         &self,
         answers: &mut [Answer<'_>],
-        logits: &Tensor,
+        scores: &Scores,
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<i64>> {
+        let logits = match scores {
+            Scores::Likeliest(tokens) => return self.take_likeliest(answers, tokens, options, on_piece),
+            Scores::Logits(logits) => logits,
+        };
         let logits =
             logits.f_to_kind(Kind::Float).and_then(|logits| logits.f_reshape([-1])).about("logits")?;
         let logits = Vec::<f32>::try_from(logits).about("logits")?;
@@ -233,11 +249,44 @@ impl Generator {
         for (answer, row) in answers.iter_mut().zip(rows) {
             next.push(match answer.ended {
                 Some(_) => 0,
-                None => answer.take_token(row, &self.stop_tokens, options, on_piece)?,
+                None => {
+                    answer.take_token(|sampler| sampler.sample(row), &self.stop_tokens, options, on_piece)?
+                }
             });
         }
         Ok(next)
     }
+
+    /// As [`Generator::pick`], where each answer's likeliest token is known.
+    fn take_likeliest(
+        &self,
+        answers: &mut [Answer<'_>],
+        tokens: &[i64],
+        options: &GenerateOptions,
+        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<i64>> {
+        let mut next = Vec::with_capacity(answers.len());
+        for (answer, &token) in answers.iter_mut().zip(tokens) {
+            next.push(match answer.ended {
+                Some(_) => 0,
+                None => answer.take_token(|_| known(token), &self.stop_tokens, options, on_piece)?,
+            });
+        }
+        Ok(next)
+    }
+}
+
+/// What the next tokens are picked from.
+enum Scores {
+    /// `[batch, 1, vocab]`.
+    Logits(Tensor),
+    /// The likeliest token of each sequence.
+    Likeliest(Vec<i64>),
+}
+
+fn known(token: i64) -> Result<u32> {
+    u32::try_from(token)
+        .map_err(|_| Error::corrupt("token ids", format!("{token}, wanted one of the vocabulary")))
 }
 
 /// An answer in the making.
@@ -275,7 +324,7 @@ impl<'a> Answer<'a> {
     /// Picks a token and takes it in. Returns it.
     fn take_token(
         &mut self,
-        logits: &[f32],
+        pick: impl FnOnce(&mut Sampler) -> Result<u32>,
         stop_tokens: &[u32],
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
@@ -284,7 +333,7 @@ impl<'a> Answer<'a> {
             self.end(StopReason::MaxNewTokens, on_piece)?;
             return Ok(0);
         }
-        let token = self.sampler.sample(logits)?;
+        let token = pick(&mut self.sampler)?;
         if stop_tokens.contains(&token) && !options.ignore_stop_tokens {
             self.end(StopReason::StopToken(token), on_piece)?;
             return Ok(i64::from(token));

@@ -7,7 +7,7 @@ use super::KvCache;
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
-use crate::nn::Linear;
+use crate::nn::{Linear, MergedLinear};
 
 #[derive(Debug)]
 pub(super) struct Attention {
@@ -33,7 +33,7 @@ impl Attention {
         let [wide, narrow] =
             [config.num_attention_heads, config.num_key_value_heads].map(|n| n * config.head_dim);
         let linear = |name: &str, shape| source.linear(&vs.sub(name), shape, config.attention_bias);
-        Ok(Self {
+        let attention = Self {
             path: super::path_of(vs),
             layer,
             query: linear("q_proj", [wide, hidden])?,
@@ -43,7 +43,26 @@ impl Attention {
             heads: config.num_attention_heads as i64,
             kv_heads: config.num_key_value_heads as i64,
             head_dim: config.head_dim as i64,
-        })
+        };
+        if vs.device().is_cuda() {
+            MergedLinear::lay_side_by_side(&attention.inputs())?;
+        }
+        Ok(attention)
+    }
+
+    /// The linears that read the layer's input.
+    fn inputs(&self) -> [&Linear; 3] {
+        [&self.query, &self.key, &self.value]
+    }
+
+    /// Queries, keys and values side by side.
+    pub(super) fn merged(&self) -> Result<MergedLinear> {
+        MergedLinear::new(&self.inputs())
+    }
+
+    /// On a GPU: what attention gives, `[batch, heads * head_dim]`, to `out` `[batch, hidden]`.
+    pub(super) fn output_into(&self, attended: &Tensor, out: &Tensor) -> Result<()> {
+        self.output.forward_into(attended, out)
     }
 
     pub(super) fn path(&self) -> &str {

@@ -2,8 +2,10 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::step_graph::StepGraph;
 use crate::error::{Error, Result, TorchContext};
 use crate::model::LlamaConfig;
+use crate::ops::transformer::CachePlanes;
 
 /// Keys and values of a batch of sequences, for `capacity` tokens each.
 ///
@@ -20,6 +22,9 @@ pub struct KvCache {
     capacity: i64,
     length: i64,
     padding: Vec<i64>,
+    device: Device,
+    /// On a GPU, the captured decoding step that writes to this cache.
+    step_graph: Option<Box<StepGraph>>,
 }
 
 /// One layer's share, both `[batch, num_key_value_heads, capacity, head_dim]`.
@@ -59,7 +64,8 @@ impl KvCache {
             layers.push(LayerCache { keys: empty()?, values: empty()? });
         }
         let padding = vec![0; batch];
-        Ok(Self { layers, kind, batch: batch as i64, capacity: capacity as i64, length: 0, padding })
+        let (batch, capacity) = (batch as i64, capacity as i64);
+        Ok(Self { layers, kind, batch, capacity, length: 0, padding, device, step_graph: None })
     }
 
     /// The same cache for sequences whose first `padding[i]` tokens are padding.
@@ -75,6 +81,8 @@ impl KvCache {
             ));
         }
         self.padding = padding.iter().map(|&n| n as i64).collect();
+        // Captured with the padding of before.
+        self.step_graph = None;
         Ok(self)
     }
 
@@ -96,6 +104,32 @@ impl KvCache {
     /// Forgets all tokens after the first `length`; more than there are changes nothing.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(i64::try_from(length).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn batch(&self) -> usize {
+        self.batch as usize
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
+    /// All slots of one layer, the free ones too.
+    pub(super) fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
+        let planes = self.layers.get(layer);
+        planes
+            .map(|LayerCache { keys, values }| CachePlanes { keys, values })
+            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
+    }
+
+    /// Lends the captured decoding step, if there is one.
+    pub(super) fn take_step_graph(&mut self) -> Option<Box<StepGraph>> {
+        self.step_graph.take()
+    }
+
+    /// Keeps a captured decoding step.
+    pub(super) fn put_step_graph(&mut self, graph: Option<Box<StepGraph>>) {
+        self.step_graph = graph;
     }
 
     pub(super) fn kind(&self) -> Kind {

@@ -13,10 +13,10 @@ use crate::model::LlamaConfig;
 
 #[derive(Debug)]
 pub(super) struct Layer {
-    input_norm: RmsNorm,
-    attention: Attention,
-    post_attention_norm: RmsNorm,
-    mlp: Mlp,
+    pub(super) input_norm: RmsNorm,
+    pub(super) attention: Attention,
+    pub(super) post_attention_norm: RmsNorm,
+    pub(super) mlp: Mlp,
 }
 
 impl Layer {

@@ -5,7 +5,7 @@ use tch::{nn, Tensor};
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
-use crate::nn::Linear;
+use crate::nn::{Linear, MergedLinear};
 
 #[derive(Debug)]
 pub(super) struct Mlp {
@@ -19,12 +19,26 @@ impl Mlp {
     pub(super) fn load(vs: &nn::Path<'_>, config: &LlamaConfig, source: &dyn WeightSource) -> Result<Self> {
         let (wide, narrow) = (config.intermediate_size, config.hidden_size);
         let linear = |name: &str, shape| source.linear(&vs.sub(name), shape, config.mlp_bias);
-        Ok(Self {
+        let mlp = Self {
             path: super::path_of(vs),
             gate: linear("gate_proj", [wide, narrow])?,
             up: linear("up_proj", [wide, narrow])?,
             down: linear("down_proj", [narrow, wide])?,
-        })
+        };
+        if vs.device().is_cuda() {
+            MergedLinear::lay_side_by_side(&[&mlp.gate, &mlp.up])?;
+        }
+        Ok(mlp)
+    }
+
+    /// Gate and up side by side.
+    pub(super) fn merged(&self) -> Result<MergedLinear> {
+        MergedLinear::new(&[&self.gate, &self.up])
+    }
+
+    /// On a GPU: `gated` `[batch, intermediate]` to `out` `[batch, hidden]`.
+    pub(super) fn down_into(&self, gated: &Tensor, out: &Tensor) -> Result<()> {
+        self.down.forward_into(gated, out)
     }
 
     pub(super) fn path(&self) -> &str {

@@ -1,14 +1,20 @@
 //! Llama: embedding, layers of attention and feed-forward, norm, head.
 
 mod attention;
+mod decode_step;
 mod kv_cache;
 mod layer;
 mod mlp;
 mod norm;
 mod rope;
 mod step;
+mod step_graph;
+mod step_launches;
 
+pub use decode_step::{DecodeStep, StepPart};
 pub use kv_cache::KvCache;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{nn, Kind, Tensor};
 
@@ -39,6 +45,8 @@ pub type Observer<'a> = &'a mut dyn FnMut(usize, &Tensor);
 /// A Llama with its weights, dense or compressed.
 #[derive(Debug)]
 pub struct Llama {
+    /// Another one for each model of the process.
+    id: u64,
     config: LlamaConfig,
     embedding: Embedding,
     layers: Vec<Layer>,
@@ -66,7 +74,9 @@ impl Llama {
             true => embedding.tied_head(),
             false => source.linear(&vs.sub("lm_head"), table, false)?,
         };
-        Ok(Self { config: config.clone(), embedding, layers, norm, head, rope: Rope::new(config) })
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, config: config.clone(), embedding, layers, norm, head, rope: Rope::new(config) })
     }
 
     /// The model's settings.
@@ -84,9 +94,14 @@ impl Llama {
     /// Runs `ids` `[batch, seq]` (`Int64`) behind what `cache` holds, appends them to it, and returns logits
     /// in the model's dtype.
     ///
+    /// One token a sequence on a GPU is a [`DecodeStep`] where that fits: one call, captured at the first with this cache.
+    ///
     /// # Errors
     /// `InvalidArgument` if the batch differs from the cache's or the tokens do not fit into it.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache, logits: LogitsOf) -> Result<Tensor> {
+        if logits == LogitsOf::Last && ids_size(ids)?.1 == 1 && DecodeStep::fits(self, cache) {
+            return DecodeStep::new(self, cache)?.forward(ids);
+        }
         self.logits(&self.hidden_states(ids, cache, None)?, logits)
     }
 
@@ -144,6 +159,13 @@ impl Llama {
         Ok(hidden)
     }
 
+    /// Tells the weights of now from those of another time or model.
+    fn weights_mark(&self) -> Result<WeightsMark> {
+        let layers = self.layers.iter().flat_map(|layer| [&layer.input_norm, &layer.post_attention_norm]);
+        let norms = layers.chain([&self.norm]).map(RmsNorm::mark).collect::<Result<Vec<_>>>()?;
+        Ok(WeightsMark { id: self.id, norms })
+    }
+
     fn logits(&self, hidden: &Tensor, logits: LogitsOf) -> Result<Tensor> {
         let hidden = match logits {
             LogitsOf::All => hidden.shallow_clone(),
@@ -151,6 +173,13 @@ impl Llama {
         };
         self.head.try_forward(&self.norm.forward(&hidden)?)
     }
+}
+
+/// Which weights a model has: its norms stand for all of them, for a change of dtype or device and a load touch every one.
+#[derive(Debug, PartialEq, Eq)]
+struct WeightsMark {
+    id: u64,
+    norms: Vec<(usize, i64)>,
 }
 
 /// `(batch, seq)` of token ids, neither of them zero.

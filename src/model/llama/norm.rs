@@ -1,10 +1,11 @@
 //! RMSNorm, computed in FP32 whatever the model's dtype.
 
-use tch::{nn, Kind, Tensor};
+use tch::{nn, Device, Kind, Tensor};
 
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
+use crate::ops::transformer::{rms_norm, Launcher};
 
 #[derive(Debug)]
 pub(super) struct RmsNorm {
@@ -21,6 +22,31 @@ impl RmsNorm {
 
     pub(super) fn weight_bytes(&self) -> usize {
         self.weight.numel() * self.weight.kind().elt_size_in_bytes()
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.weight.device()
+    }
+
+    /// Changes when the weight is another: its address, and how often it was written to.
+    pub(super) fn mark(&self) -> Result<(usize, i64)> {
+        Ok((self.weight.data_ptr() as usize, self.weight.f_internal_version().about(&self.path)?))
+    }
+
+    /// On a GPU: adds `delta`, where there is one, to `hidden` and puts its norm into `out`, all `[batch, hidden]`.
+    pub(super) fn launch(
+        &self,
+        launcher: &Launcher,
+        hidden: &Tensor,
+        delta: Option<&Tensor>,
+        out: &Tensor,
+    ) -> Result<()> {
+        rms_norm(launcher, hidden, delta, &self.weight, out, self.eps)
+            .map_err(|error| error.about(&*self.path))
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, in `x`'s dtype.

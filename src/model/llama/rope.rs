@@ -30,6 +30,11 @@ impl Rope {
         Self { frequencies: (0..config.head_dim / 2).map(frequency).collect() }
     }
 
+    /// Radians per position, `head_dim / 2` of them.
+    pub(super) fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
     /// The tables for `positions` (`batch` or 1 rows of `seq`): a few hundred sines a token, cheaper than
     /// looking them up and without a table as long as the context.
     pub(super) fn tables(

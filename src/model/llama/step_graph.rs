@@ -1,0 +1,161 @@
+//! A decoding step, captured: what a cache keeps of it from token to token.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use tch::Tensor;
+
+use super::step_launches::{Launched, MergedLayer, StepBuffers, StepLaunches};
+use super::{KvCache, Llama, WeightsMark};
+use crate::cuda::{Device, Graph, Stream};
+use crate::error::{Result, TorchContext};
+use crate::ops::transformer::{Launcher, SOURCES};
+
+/// A captured step of one model with one cache. Both are known to it by their addresses alone: the cache owns it, and
+/// [`StepGraph::belongs_to`] tells whether the weights are still those.
+#[derive(Debug)]
+pub(super) struct StepGraph {
+    graph: Graph,
+    buffers: StepBuffers,
+    merged: Vec<MergedLayer>,
+    logits: Tensor,
+    weights: WeightsMark,
+    /// What the device takes for the cache's length, where known.
+    device_length: Option<usize>,
+    /// Whether `buffers.tokens` are the likeliest ones behind a step of the caller's.
+    has_tokens: bool,
+}
+
+impl StepGraph {
+    /// Captures a step. A rehearsal loads what loads at the first use; it writes to the cache's first free slot, which is
+    /// nobody's yet, if there is one.
+    pub(super) fn new(llama: &Llama, cache: &KvCache) -> Result<Self> {
+        let launcher = Launcher::on(cache.device())?;
+        let device = launcher.device;
+        device.prepare(&SOURCES)?;
+        let buffers = StepBuffers::new(&launcher, llama, cache)?;
+        let merged = llama.layers.iter().map(MergedLayer::of).collect::<Result<Vec<_>>>()?;
+        let weights = llama.weights_mark()?;
+        device.synchronize(launcher.stream)?;
+        let launch =
+            |launched| launch(&StepParts { llama, cache, buffers: &buffers, merged: &merged }, launched);
+        let graph = alone_on_a_stream(device, |stream| {
+            device.with_stream(stream, || launch(Launched::STEP))?;
+            device.synchronize(stream)?;
+            Graph::capture(device, stream, || launch(Launched::STEP))
+        })?;
+        let logits = buffers.logits.f_unsqueeze(1).about("logits")?;
+        Ok(Self { graph, buffers, merged, logits, weights, device_length: None, has_tokens: false })
+    }
+
+    /// Whether it was captured with the weights that `llama` has now.
+    pub(super) fn belongs_to(&self, llama: &Llama) -> bool {
+        llama.weights_mark().is_ok_and(|mark| mark == self.weights)
+    }
+
+    /// Captures some of the launches, for timing, with the length left as it is. The device must not be at the step meanwhile.
+    pub(super) fn capture(
+        &mut self,
+        llama: &Llama,
+        cache: &KvCache,
+        launched: Launched,
+    ) -> Result<(&'static Device, Graph)> {
+        // Its replays choose tokens again and again.
+        self.has_tokens = false;
+        self.set_length(cache.len())?;
+        let device = Launcher::on(cache.device())?.device;
+        let parts = StepParts { llama, cache, buffers: &self.buffers, merged: &self.merged };
+        let graph =
+            alone_on_a_stream(device, |stream| Graph::capture(device, stream, || launch(&parts, launched)))?;
+        Ok((device, graph))
+    }
+
+    /// The tokens `[batch]` that the next step begins with.
+    pub(super) fn set_tokens(&mut self, tokens: &Tensor) -> Result<()> {
+        self.buffers.tokens.f_copy_(tokens).about("token ids")
+    }
+
+    /// Whether the last step has chosen tokens.
+    pub(super) fn has_tokens(&self) -> bool {
+        self.has_tokens
+    }
+
+    /// The tokens `[batch]` that the last step has chosen.
+    pub(super) fn tokens(&self) -> &Tensor {
+        &self.buffers.tokens
+    }
+
+    /// Runs the step on the current stream. The logits are `[batch, 1, vocab]`.
+    pub(super) fn replay(&mut self, cache: &mut KvCache) -> Result<&Tensor> {
+        self.begin(cache)?;
+        let launcher = Launcher::on(cache.device())?;
+        self.graph.launch(launcher.stream)?;
+        Ok(self.end(cache))
+    }
+
+    /// As [`StepGraph::replay`], launch by launch.
+    pub(super) fn run_eager(&mut self, llama: &Llama, cache: &mut KvCache) -> Result<&Tensor> {
+        self.begin(cache)?;
+        let parts = StepParts { llama, cache, buffers: &self.buffers, merged: &self.merged };
+        launch(&parts, Launched::STEP)?;
+        Ok(self.end(cache))
+    }
+
+    fn begin(&mut self, cache: &KvCache) -> Result<()> {
+        cache.check_room(cache.batch() as i64, 1)?;
+        if self.device_length != Some(cache.len()) {
+            self.set_length(cache.len())?;
+        }
+        // Unknown until the step is on its way.
+        self.device_length = None;
+        self.has_tokens = false;
+        Ok(())
+    }
+
+    fn end(&mut self, cache: &mut KvCache) -> &Tensor {
+        cache.advance(1);
+        self.device_length = Some(cache.len());
+        self.has_tokens = true;
+        &self.logits
+    }
+
+    fn set_length(&mut self, length: usize) -> Result<()> {
+        let _ = self.buffers.length.f_fill_(length as i64).about("length")?;
+        self.device_length = Some(length);
+        Ok(())
+    }
+}
+
+/// What the launches of a step are made of.
+struct StepParts<'a> {
+    llama: &'a Llama,
+    cache: &'a KvCache,
+    buffers: &'a StepBuffers,
+    merged: &'a [MergedLayer],
+}
+
+/// Launches on libtorch's current stream.
+fn launch(parts: &StepParts<'_>, launched: Launched) -> Result<()> {
+    let &StepParts { llama, cache, buffers, merged } = parts;
+    let launcher = Launcher::on(cache.device())?;
+    StepLaunches { llama, cache, buffers, merged, launcher, launched }.all()
+}
+
+/// Calls `work` with a stream to capture on that nothing else is on: one for each thread and device, because libtorch keeps
+/// a workspace for each stream that a matrix product ran on.
+fn alone_on_a_stream<T>(device: &Device, work: impl FnOnce(Stream) -> Result<T>) -> Result<T> {
+    thread_local! {
+        static STREAMS: RefCell<HashMap<usize, Stream>> = RefCell::default();
+    }
+    /// libtorch hands out its few streams in turn: with many threads, two may have the same.
+    static CAPTURING: Mutex<()> = Mutex::new(());
+    let known = STREAMS.with_borrow(|streams| streams.get(&device.ordinal).copied());
+    let stream = match known {
+        Some(stream) => stream,
+        None => device.pool_stream()?,
+    };
+    STREAMS.with_borrow_mut(|streams| streams.insert(device.ordinal, stream));
+    let _alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
+    work(stream)
+}

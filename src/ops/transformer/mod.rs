@@ -1,0 +1,32 @@
+//! What a decoding step on the GPU does beside its linears: one kernel each, on tensors allocated before.
+//!
+//! Nothing here allocates, waits or asks the device, so that a step can be captured. Every function checks the tensors it is
+//! given: the kernels trust their sizes.
+
+mod argmax;
+mod attention;
+mod embedding;
+mod launcher;
+mod rms_norm;
+mod rope_cache;
+mod swiglu;
+
+pub(crate) use argmax::argmax;
+pub(crate) use attention::{attention, takes_head, AttentionScratch};
+pub(crate) use embedding::embedding;
+pub(crate) use launcher::Launcher;
+pub(crate) use rms_norm::rms_norm;
+pub(crate) use rope_cache::{rope_angles, rope_cache, CachePlanes};
+pub(crate) use swiglu::swiglu;
+
+use crate::cuda::{kernels, Source};
+
+/// The source files that a step needs, to be compiled at once.
+pub(crate) static SOURCES: [&Source; 6] = [
+    &kernels::ARGMAX,
+    &kernels::ATTENTION,
+    &kernels::EMBEDDING,
+    &kernels::RMS_NORM,
+    &kernels::ROPE_CACHE,
+    &kernels::SWIGLU,
+];
