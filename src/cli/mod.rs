@@ -76,8 +76,8 @@ impl Verb {
             Self::Generate(args) => args.device(),
             Self::Chat(args) => args.device(),
             Self::Parity(args) => args.device(),
-            Self::Stats(_) | Self::Compress(_) | Self::Decompress(_) | Self::Inspect(_) | Self::Verify(_)
-            | Self::Bench(_) => {
+            Self::Bench(args) => args.device(),
+            Self::Stats(_) | Self::Compress(_) | Self::Decompress(_) | Self::Inspect(_) | Self::Verify(_) => {
                 DeviceArg::Cpu
             }
         }
