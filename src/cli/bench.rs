@@ -47,7 +47,7 @@ const CPU_BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 /// Time encode, decode, fused and scratch forward, with the dense matmul beside each
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: Option<What>,

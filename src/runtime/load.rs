@@ -47,7 +47,7 @@ impl Model {
     /// # Errors
     /// What [`LlamaConfig::from_dir`], [`Reader::open`] and the weights report; `InvalidArgument` for a
     /// context longer than the model allows or a dtype that is not a float; `Unsupported` for a tensor in the
-    /// checkpoint that a Llama has no use for.
+    /// checkpoint that a Llama has no use for, and as [`cuda::load`] where a GPU is asked for.
     pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         if let Device::Cuda(_) = options.device {
             cuda::load()?;

@@ -7,9 +7,13 @@ use codecllm::Result;
 use serde::Serialize;
 
 /// A recording takes at least about this long: the launch of the next one must be hidden behind it.
-const LEAST_SECONDS: f64 = 5e-4;
-/// What a GPU moves a second at most, about: it says how many forwards take that long.
+const LEAST_SECONDS: f64 = 1e-3;
+/// What a GPU moves a second at most, and the least that it needs for a kernel, about: they say how many pieces of work
+/// take that long.
 const MOST_BYTES_PER_SECOND: f64 = 4e12;
+const LEAST_PIECE_SECONDS: f64 = 2e-6;
+/// How long all contenders together run before any counts.
+const WARM_UP: Duration = Duration::from_millis(100);
 /// Rounds at least, whatever the budget.
 const LEAST_ROUNDS: usize = 7;
 /// Rounds at most.
@@ -38,8 +42,9 @@ impl Contender {
         bytes: usize,
         mut piece: impl FnMut(usize) -> Result<()>,
     ) -> Result<Self> {
-        let round_seconds = (copies * bytes.max(1)) as f64 / MOST_BYTES_PER_SECOND;
-        let pieces = copies * (LEAST_SECONDS / round_seconds).ceil().clamp(1.0, 1e4) as usize;
+        let piece_seconds = (bytes as f64 / MOST_BYTES_PER_SECOND).max(LEAST_PIECE_SECONDS);
+        let rounds = (LEAST_SECONDS / (copies as f64 * piece_seconds)).ceil().max(1.0);
+        let pieces = copies * rounds as usize;
         let recording = recorder.record(|| (0..pieces).try_for_each(&mut piece))?;
         Ok(Self { recording, pieces })
     }
@@ -47,7 +52,7 @@ impl Contender {
 
 /// Replays all `contenders` in turn for about `budget` each.
 pub(super) fn contest(contenders: &[Contender], budget: Duration) -> Result<Vec<GpuTiming>> {
-    contenders.iter().try_for_each(|contender| contender.recording.replay())?;
+    warm_up(contenders)?;
     let mut samples = vec![Vec::new(); contenders.len()];
     let (begin, budget) = (Instant::now(), budget.saturating_mul(contenders.len() as u32));
     for round in 0..MOST_ROUNDS {
@@ -59,6 +64,17 @@ pub(super) fn contest(contenders: &[Contender], budget: Duration) -> Result<Vec<
         }
     }
     Ok(samples.into_iter().map(timing).collect())
+}
+
+/// A GPU that had nothing to do has a slower clock.
+fn warm_up(contenders: &[Contender]) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        contenders.iter().try_for_each(|contender| contender.recording.replay())?;
+        if begin.elapsed() > WARM_UP {
+            return Ok(());
+        }
+    }
 }
 
 fn timing(mut samples: Vec<f64>) -> GpuTiming {

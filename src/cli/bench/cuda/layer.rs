@@ -12,8 +12,9 @@ use crate::cli::device::ORDINAL;
 
 /// Where everything is.
 pub(super) const DEVICE: Device = Device::Cuda(ORDINAL);
-/// The copies of a weight fill the L2 cache at least this often, so that none is still there at its next turn.
-const L2_TURNS: usize = 3;
+/// The copies of a weight fill the L2 cache at least this often, so that none is still there at its next turn: what a cache
+/// throws out is not always the oldest, so a little more than its size would not do.
+const L2_TURNS: usize = 8;
 /// Most copies of a weight.
 const MOST_COPIES: usize = 1024;
 /// How far fused and scratch may be apart, relative to the result: they round differently.
