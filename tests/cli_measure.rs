@@ -153,6 +153,35 @@ fn without_a_gpu_cuda_is_refused() {
 }
 
 #[test]
+fn with_a_gpu_layers_and_a_model_are_timed_on_it() {
+    if let Err(error) = codecllm::cuda::load() {
+        eprintln!("SKIPPED: {error}");
+        return;
+    }
+    let shape = ["--shape", "512x256", "--batch", "1,128", "--seconds", "0.001", "--json"];
+    let report = run(&[&["bench", "--device", "cuda"], &shape[..]].concat()).json();
+    let layer = &report["layers"][0];
+    let paths: Vec<_> = (layer["forward"].as_array().unwrap().iter())
+        .map(|time| (time["batch"].as_u64().unwrap(), time["path"].as_str().unwrap()))
+        .collect();
+    let at_1 = ["fused", "scratch", "dense fp16", "dense bf16"].map(|path| (1, path));
+    assert_eq!(
+        paths,
+        [&at_1[..], &at_1[1..].iter().map(|(_, path)| (128, *path)).collect::<Vec<_>>()].concat()
+    );
+    assert_eq!((&layer["decode"][0]["dtype"], &report["step"]), (&json!("fp16"), &json!([])));
+    assert!(number(&report, "copy_bytes_per_second") > 1e10, "{report}");
+    let generate = ["bench", "generate", "--config", "15m", "--batch", "1,2", "--new", "8", "--json"];
+    let report = run(&generate).json();
+    for model in ["dense", "compressed"] {
+        for figures in report[model]["generation"].as_array().unwrap() {
+            assert!(number(figures, "linears_us") > 0.0 && number(figures, "rest_us") > 0.0, "{figures}");
+            assert!(number(figures, "peak_device_bytes") > 0.0, "{figures}");
+        }
+    }
+}
+
+#[test]
 fn bench_generates_with_a_random_model() {
     let small = ["--config", "15m", "--prompt", "8", "--new", "2", "--device", "cpu", "--threads", "1"];
     let generate = |more: &[&str]| run(&[&["bench", "generate"], &small[..], more].concat());

@@ -91,3 +91,31 @@ impl Recording {
         Ok(self.timer.elapsed()?.as_secs_f64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind, Tensor};
+
+    use super::Recorder;
+    use crate::error::{Error, TorchContext};
+
+    #[test]
+    fn a_recording_runs_once_beforehand_and_at_every_replay() {
+        if let Err(error) = crate::cuda::load() {
+            println!("SKIPPED: {error}");
+            return;
+        }
+        let mut count = Tensor::zeros([1], (Kind::Float, tch::Device::Cuda(0)));
+        let seen = count.shallow_clone();
+        let recorder = Recorder::new(0).unwrap();
+        let recording = recorder.record(|| count.f_add_scalar_(1.0).map(drop).about("count")).unwrap();
+        assert_eq!(seen.double_value(&[0]), 1.0);
+        recording.replay().unwrap();
+        assert_eq!(seen.double_value(&[0]), 2.0);
+        let seconds = recording.replay_seconds().unwrap();
+        assert!(seconds > 0.0 && seconds < 0.1, "{seconds}");
+        assert_eq!(seen.double_value(&[0]), 4.0, "one replay runs ahead of the one that is timed");
+        let error = recorder.record(|| Err(Error::invalid("work", "refused"))).unwrap_err();
+        assert_eq!(error.to_string(), "work: refused");
+    }
+}
