@@ -192,6 +192,46 @@ impl CompressedLinear {
         })
     }
 
+    /// Decodes the weight into `out` `[out_features, in_features]`, in FP32, FP16 or BF16 and without gaps.
+    ///
+    /// # Errors
+    /// An output of another shape, dtype or device; a damaged weight. By tensor path.
+    pub fn decode_into(&self, out: &Tensor) -> Result<()> {
+        if out.device().is_cuda() {
+            return self.decode_on_cuda(out);
+        }
+        match out.kind() {
+            Kind::Half => self.decode_elements::<f16>(out),
+            Kind::BFloat16 => self.decode_elements::<bf16>(out),
+            Kind::Float => self.decode_elements::<f32>(out),
+            other => Err(Error::invalid(
+                self.weight.tensor_path(),
+                format!("output is {other:?}, wanted Float, Half or BFloat16"),
+            )),
+        }
+    }
+
+    fn decode_elements<T: ScratchElement>(&self, out: &Tensor) -> Result<()> {
+        let subject = self.weight.tensor_path();
+        let [rows, cols] = self.weight.shape();
+        if out.size() != [rows as i64, cols as i64] || !out.is_contiguous() || out.device() != Device::Cpu {
+            return Err(Error::invalid(
+                subject,
+                format!(
+                    "output is {:?} on {:?}, wanted [{rows}, {cols}] without gaps on the weight's device",
+                    out.size(),
+                    out.device()
+                ),
+            ));
+        }
+        // SAFETY: contiguous, on the CPU, of T's dtype, and of this many elements, as was just seen. The caller lends it:
+        // whoever writes a tensor while another thread does is wrong as with every tch operator.
+        let elements = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), rows * cols) };
+        self.weight.decode_with(|weight| {
+            decode_to_scratch(weight, 0..weight.view.header.grid.tiles_down(), elements)
+        })
+    }
+
     fn fused_rows(&self, kind: Kind) -> usize {
         match self.fused_rows.load(Ordering::Relaxed) {
             BY_DTYPE => default_fused_rows(kind),

@@ -11,9 +11,29 @@ use crate::ops::transformer::Launcher;
 /// The outputs of several linears of the same input side by side: q, k and v, or gate and up.
 ///
 /// A lone narrow linear can't fill a GPU. Dense weights are laid side by side in memory once, and the linears' own weights
-/// become views of that: no second copy. Compressed weights stay as they are, and share a launch.
+/// become views of that: no second copy. Compressed weights stay as they are, and share a launch on a GPU.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
+/// use codecllm::nn::{CompressedLinear, Linear, MergedLinear};
+/// use tch::{nn, Device, Kind, Tensor};
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let linear = |name: &str, rows| -> codecllm::Result<Linear> {
+///     let weight = Tensor::randn([rows, 64], (Kind::Float, Device::Cpu));
+///     let options = EncodeOptions::default();
+///     let compressed = CompressedTensor::compress(name, &weight, StepRule::RowAbsmax, options)?;
+///     Ok(Linear::Compressed(CompressedLinear::new(&(vs.root() / name), &compressed, None)?))
+/// };
+/// let (key, value) = (linear("key", 16)?, linear("value", 32)?);
+/// let both = MergedLinear::new(&[&key, &value])?;
+/// let x = Tensor::randn([2, 64], (Kind::Float, Device::Cpu));
+/// let y = Tensor::zeros([2, 48], (Kind::Float, Device::Cpu));
+/// both.forward_into(&x, &y)?;
+/// assert_eq!(y, Tensor::cat(&[key.try_forward(&x)?, value.try_forward(&x)?], 1));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
-pub(crate) enum MergedLinear {
+pub enum MergedLinear {
     /// One weight.
     Dense(DenseLinear),
     /// Weights that one launch may multiply.
@@ -24,7 +44,10 @@ pub(crate) enum MergedLinear {
 
 impl MergedLinear {
     /// Merges `parts`, which must have the same number of inputs.
-    pub(crate) fn new(parts: &[&Linear]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` for no parts, or where some have a bias and some have none.
+    pub fn new(parts: &[&Linear]) -> Result<Self> {
         if let Some(dense) = dense_parts(parts) {
             return DenseLinear::merge(&dense).map(Self::Dense);
         }
@@ -45,7 +68,10 @@ impl MergedLinear {
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, sum of out_features]` on the current stream, without allocating.
-    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the parts report, by tensor path.
+    pub fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         match self {
             Self::Dense(merged) => merged.forward_into(x, y),
             Self::Compressed(parts) => {
@@ -59,6 +85,39 @@ impl MergedLinear {
                 let outputs = side_by_side(y, parts.iter().map(Linear::shape))?;
                 parts.iter().zip(&outputs).try_for_each(|(part, y)| part.forward_into(x, y))
             }
+        }
+    }
+
+    /// As [`CompressedLinear::set_fused_rows`](super::CompressedLinear::set_fused_rows), for all compressed parts.
+    pub fn set_fused_rows(&self, rows: usize) {
+        self.compressed_parts().iter().for_each(|part| part.set_fused_rows(rows));
+    }
+
+    /// Decodes the compressed parts into `out` `[sum of out_features, in_features]`, one below the other.
+    ///
+    /// # Errors
+    /// As [`CompressedLinear::decode_into`](super::CompressedLinear::decode_into).
+    pub fn decode_into(&self, out: &Tensor) -> Result<()> {
+        let mut start = 0;
+        for part in self.compressed_parts() {
+            let rows = part.shape()[0] as i64;
+            part.decode_into(&out.f_narrow(0, start, rows).about("merged linear")?)?;
+            start += rows;
+        }
+        Ok(())
+    }
+
+    fn compressed_parts(&self) -> Vec<&CompressedLinear> {
+        match self {
+            Self::Dense(_) => Vec::new(),
+            Self::Compressed(parts) => parts.iter().collect(),
+            Self::Parts(parts) => parts
+                .iter()
+                .filter_map(|part| match part {
+                    Linear::Dense(_) => None,
+                    Linear::Compressed(compressed) => Some(compressed),
+                })
+                .collect(),
         }
     }
 }

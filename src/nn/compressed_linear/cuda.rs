@@ -34,6 +34,16 @@ impl CompressedLinear {
         self.weight.counted(|| self.ready(&launcher)?.forward(&launcher, x, y))
     }
 
+    /// Decodes the whole weight into `out` on its GPU.
+    pub(super) fn decode_on_cuda(&self, out: &Tensor) -> Result<()> {
+        let launcher = Launcher::on(out.device())?;
+        self.weight.counted(|| {
+            let ready = self.ready(&launcher)?;
+            let weight = ready.weight()?;
+            decode_to_scratch(&launcher, weight, 0..weight.bands().1, out)
+        })
+    }
+
     /// Looks at the buffers, and makes what decoding needs beside them where they have changed.
     pub(in crate::nn) fn ready(&self, launcher: &Launcher) -> Result<Ready<'_>> {
         let prepared = self.weight.prepared()?;
