@@ -32,9 +32,13 @@ struct Loaded {
 }
 
 fn load(dir: &Path, kind: Kind) -> Loaded {
+    load_on(GPU, dir, kind)
+}
+
+fn load_on(device: Device, dir: &Path, kind: Kind) -> Loaded {
     let config = LlamaConfig::from_dir(dir).unwrap();
     let reader = Reader::open(dir).unwrap();
-    let vs = nn::VarStore::new(GPU);
+    let vs = nn::VarStore::new(device);
     let model = Llama::load(&vs.root(), &config, &CheckpointWeights::new(&reader, kind)).unwrap();
     Loaded { vs, model }
 }
@@ -132,6 +136,31 @@ fn a_step_with_compressed_weights_is_the_ordinary_forward() {
             let loaded = load(&dir, kind);
             for batch in [1, 3] {
                 check_steps(&loaded.model, batch, kind, &format!("compressed config {index}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_give_the_logits_that_the_cpu_gives() {
+    gpu_or_skip!();
+    for config in configs() {
+        let tiny = TinyLlama::new(&config, 25);
+        let [gpu, cpu] = [GPU, Device::Cpu].map(|device| load_on(device, &tiny.dir(), Kind::Float).model);
+        // Alone, in pieces, and padded.
+        for (batch, lengths, padding) in
+            [(1, &[700][..], vec![0]), (1, &[300, 1, 200], vec![0]), (3, &[90, 20, 1], vec![0, 50, 89])]
+        {
+            let [mut on_gpu, mut on_cpu] = [GPU, Device::Cpu].map(|device| {
+                let cache = KvCache::new(gpu.config(), batch, 800, Kind::Float, device).unwrap();
+                cache.with_left_padding(&padding).unwrap()
+            });
+            for &length in lengths {
+                let ids = Tensor::arange(batch as i64 * length, (Kind::Int64, Device::Cpu));
+                let ids = (ids * 17).remainder(50).view([batch as i64, length]);
+                let got = gpu.prefill(&ids.to(GPU), &mut on_gpu).unwrap();
+                let wanted = cpu.prefill(&ids, &mut on_cpu).unwrap();
+                assert_close(&got.to(Device::Cpu), &wanted, &format!("{batch} x {length}"));
             }
         }
     }
