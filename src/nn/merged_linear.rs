@@ -172,3 +172,96 @@ fn dense_parts<'a>(parts: &[&'a Linear]) -> Option<Vec<&'a DenseLinear>> {
     };
     parts.iter().map(dense).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{CompressedTensor, EncodeOptions, StepRule};
+    use crate::nn::CompressedLinear;
+    use tch::{nn, Device, Kind};
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    /// Linears of 3, 5 and 2 outputs of 7 inputs, registered as a model's are.
+    fn dense(vs: &nn::Path<'_>, bias: bool) -> Vec<Linear> {
+        let linear = |(index, width): (usize, i64)| {
+            let weight = vs.add(&format!("weight{index}"), random(&[width, 7]), false);
+            let bias = bias.then(|| random(&[width]));
+            Linear::Dense(DenseLinear::new(format!("part{index}"), weight, bias).unwrap())
+        };
+        [3, 5, 2].into_iter().enumerate().map(linear).collect()
+    }
+
+    fn check(parts: &[Linear], merged: &MergedLinear) {
+        let inputs = parts[0].shape()[1] as i64;
+        let x = random(&[4, inputs]);
+        let separate: Vec<_> = parts.iter().map(|part| part.try_forward(&x).unwrap()).collect();
+        let wanted = Tensor::cat(&separate, 1);
+        let y = Tensor::full(wanted.size(), f64::NAN, (Kind::Float, Device::Cpu));
+        merged.forward_into(&x, &y).unwrap();
+        let error = (y - wanted).abs().max().double_value(&[]);
+        assert!(error < 1e-5, "{error}");
+    }
+
+    #[test]
+    fn dense_parts_become_views_of_one_weight() {
+        for bias in [false, true] {
+            let vs = nn::VarStore::new(Device::Cpu);
+            let parts = dense(&vs.root(), bias);
+            let parts_of: Vec<&Linear> = parts.iter().collect();
+            let before: Vec<Tensor> = (0..3).map(|i| vs.variables()[&format!("weight{i}")].copy()).collect();
+            MergedLinear::lay_side_by_side(&parts_of).unwrap();
+            let merged = MergedLinear::new(&parts_of).unwrap();
+            check(&parts, &merged);
+            let MergedLinear::Dense(whole) = &merged else { panic!("dense parts were not merged") };
+            assert_eq!(whole.shape(), [10, 7]);
+            // The VarStore's own tensors are the views: no second copy, and what is loaded into them arrives.
+            let variables: Vec<Tensor> =
+                (0..3).map(|i| vs.variables()[&format!("weight{i}")].shallow_clone()).collect();
+            assert_eq!(variables, before);
+            let MergedLinear::Dense(again) = MergedLinear::new(&parts_of).unwrap() else { panic!() };
+            assert_eq!(again.weight_address(), whole.weight_address());
+            assert_eq!(variables[0].data_ptr() as usize, whole.weight_address());
+            let _ = tch::no_grad(|| variables[1].shallow_clone().fill_(2.0));
+            check(&parts, &merged);
+        }
+    }
+
+    #[test]
+    fn neighbors_of_separate_memory_are_copied() {
+        let whole = random(&[8, 7]);
+        let cut = |first| {
+            let weight = whole.narrow(0, first, 4);
+            Linear::Dense(DenseLinear::new("part", weight, None).unwrap())
+        };
+        // In the wrong order they are no neighbors.
+        let parts = [cut(4), cut(0)];
+        check(&parts, &MergedLinear::new(&[&parts[0], &parts[1]]).unwrap());
+    }
+
+    #[test]
+    fn compressed_parts_keep_to_their_columns() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let linear = |name: &str, width: i64| {
+            let options = EncodeOptions::default();
+            let compressed =
+                CompressedTensor::compress(name, &random(&[width, 24]), StepRule::RowAbsmax, options)
+                    .unwrap();
+            let bias = random(&[width]);
+            let path = vs.root() / name;
+            Linear::Compressed(CompressedLinear::new(&path, &compressed, Some(&bias)).unwrap())
+        };
+        let parts = [linear("a", 40), linear("b", 8)];
+        check(&parts, &MergedLinear::new(&[&parts[0], &parts[1]]).unwrap());
+    }
+
+    #[test]
+    fn a_bias_on_some_parts_alone_is_an_error() {
+        let part =
+            |bias: Option<Tensor>| Linear::Dense(DenseLinear::new("p", random(&[2, 3]), bias).unwrap());
+        let parts = [part(None), part(Some(random(&[2])))];
+        assert!(MergedLinear::new(&[&parts[0], &parts[1]]).is_err());
+    }
+}

@@ -1,0 +1,5 @@
+//! What runs on a GPU, as one binary. Every test skips, with a message, where there is none.
+
+#[path = "cuda/decode_step.rs"]
+mod decode_step;
+mod tiny_llama;
