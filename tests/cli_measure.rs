@@ -134,6 +134,85 @@ fn bench_times_a_model() {
 }
 
 #[test]
+fn without_a_gpu_cuda_is_refused() {
+    if codecllm::cuda::is_available() {
+        eprintln!("SKIPPED: there is a GPU here");
+        return;
+    }
+    let (fixture, text, _) = fixture();
+    let model = fixture.model();
+    for line in [
+        &["generate", &model, "--prompt", "p"][..],
+        &["chat", &model],
+        &["parity", &model, &model, "--text", &text],
+        &["bench"],
+        &["bench", "generate", "--config", "15m"],
+    ] {
+        run(&[line, &["--device", "cuda", "--threads", "1"]].concat()).assert_fails("CUDA", "install");
+    }
+}
+
+#[test]
+fn with_a_gpu_layers_and_a_model_are_timed_on_it() {
+    if let Err(error) = codecllm::cuda::load() {
+        eprintln!("SKIPPED: {error}");
+        return;
+    }
+    let shape = ["--shape", "512x256", "--batch", "1,128", "--seconds", "0.001", "--json"];
+    let report = run(&[&["bench", "--device", "cuda"], &shape[..]].concat()).json();
+    let layer = &report["layers"][0];
+    let paths: Vec<_> = (layer["forward"].as_array().unwrap().iter())
+        .map(|time| (time["batch"].as_u64().unwrap(), time["path"].as_str().unwrap()))
+        .collect();
+    let at_1 = ["fused", "scratch", "dense fp16", "dense bf16"].map(|path| (1, path));
+    assert_eq!(
+        paths,
+        [&at_1[..], &at_1[1..].iter().map(|(_, path)| (128, *path)).collect::<Vec<_>>()].concat()
+    );
+    assert_eq!((&layer["decode"][0]["dtype"], &report["step"]), (&json!("fp16"), &json!([])));
+    assert!(number(&report, "copy_bytes_per_second") > 1e10, "{report}");
+    let generate = ["bench", "generate", "--config", "15m", "--batch", "1,2", "--new", "8", "--json"];
+    let report = run(&generate).json();
+    for model in ["dense", "compressed"] {
+        for figures in report[model]["generation"].as_array().unwrap() {
+            assert!(number(figures, "linears_us") > 0.0 && number(figures, "rest_us") > 0.0, "{figures}");
+            assert!(number(figures, "peak_device_bytes") > 0.0, "{figures}");
+        }
+    }
+}
+
+#[test]
+fn bench_generates_with_a_random_model() {
+    let small = ["--config", "15m", "--prompt", "8", "--new", "2", "--device", "cpu", "--threads", "1"];
+    let generate = |more: &[&str]| run(&[&["bench", "generate"], &small[..], more].concat());
+    let report = generate(&["--batch", "2,1", "--json"]).json();
+    assert_eq!(
+        (&report["config"], &report["bits"], &report["device"]),
+        (&json!("15m"), &json!(5.3), &json!(null))
+    );
+    let (dense, compressed) = (&report["dense"], &report["compressed"]);
+    assert_eq!(number(dense, "bits_per_weight"), 16.0);
+    assert!((number(compressed, "bits_per_weight") - 5.3).abs() < 0.05, "{compressed}");
+    for (at, batch) in [1.0, 2.0].into_iter().enumerate() {
+        for model in [dense, compressed] {
+            let figures = &model["generation"][at];
+            assert_eq!((number(figures, "batch"), number(figures, "prompt_tokens")), (batch, 8.0 / batch));
+            assert!(
+                number(figures, "tokens_per_second") > 0.0 && number(figures, "first_token_seconds") > 0.0
+            );
+            assert_eq!(figures["peak_device_bytes"], json!(null));
+        }
+        let speed = number(&compressed["generation"][at], "tokens_per_second");
+        let ratio = speed / number(&dense["generation"][at], "tokens_per_second");
+        assert!((number(&report["ratios"][at], "tokens_per_second") - ratio).abs() < 1e-9);
+    }
+    let table = generate(&["--batch", "1", "--only", "dense"]);
+    assert!(table.stdout.starts_with("dense: 15191712 weights"), "{}", table.stdout);
+    run(&["bench", "generate", "--config", "15m", "--device", "cpu", "--prompt", "255", "--new", "2"])
+        .assert_fails("--prompt", "at most 256");
+}
+
+#[test]
 fn bad_arguments_exit_with_2() {
     for (line, about) in [
         ("parity a b", "--text"),
@@ -145,6 +224,11 @@ fn bad_arguments_exit_with_2() {
         ("bench --batch 0", "1 or more"),
         ("bench --seconds NaN", "at most 60"),
         ("bench --bits 1", "2.5 to 8.5"),
+        ("bench --device tpu", "cuda"),
+        ("bench generate", "--config"),
+        ("bench generate --config 9b", "8b"),
+        ("bench generate --config 8b --bits 1", "2.5 to 8.5"),
+        ("bench --shape 4x4 generate --config 8b", "generate"),
     ] {
         let run = run(&line.split_whitespace().collect::<Vec<_>>());
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{line}");

@@ -1,7 +1,7 @@
 //! Compressed layers against dense ones, and as good citizens of a VarStore.
 
 use codecllm::codec::{CompressedTensor, EncodeOptions, Layout, StepRule, BUFFER_NAMES};
-use codecllm::nn::{CompressedEmbedding, CompressedLinear};
+use codecllm::nn::{CompressedEmbedding, CompressedLinear, DenseLinear, Linear, MergedLinear};
 use codecllm::ErrorKind;
 use tch::nn::{Module, ModuleT, VarStore};
 use tch::{nn, Device, Kind, Tensor};
@@ -72,6 +72,58 @@ fn the_scratch_path_is_the_dense_layer_bit_for_bit() {
         let x = random(&[3, 5, 100], kind, 5);
         let dense = compress(&weight, Layout::Fast).decompress().unwrap();
         assert_eq!(linear.forward(&x), x.linear(&dense, Some(&bias)));
+    }
+}
+
+#[test]
+fn a_weight_is_decoded_into_a_tensor_of_any_float_dtype() {
+    let weight = random(&[77, 130], Kind::Half, 3);
+    let vs = VarStore::new(Device::Cpu);
+    let linear = layer(&vs, &weight, None);
+    let want = compress(&weight, Layout::Fast).decompress().unwrap();
+    for kind in KINDS {
+        let out = Tensor::full([77, 130], f64::NAN, (kind, Device::Cpu));
+        linear.decode_into(&out).unwrap();
+        assert!(relative_error(&out, &want) < 1e-2, "{kind:?}");
+        assert!(kind != Kind::Half || out == want);
+    }
+    for wrong in [Tensor::zeros([130, 77], (Kind::Half, Device::Cpu)).tr(), random(&[77, 129], Kind::Half, 1)]
+    {
+        let error = linear.decode_into(&wrong).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+    assert!(linear.decode_into(&Tensor::zeros([77, 130], (Kind::Int64, Device::Cpu))).is_err());
+}
+
+#[test]
+fn merged_linears_give_what_their_parts_give_side_by_side() {
+    let vs = VarStore::new(Device::Cpu);
+    let x = random(&[3, 64], Kind::Float, 1);
+    let weights = [16, 48].map(|rows| random(&[rows, 64], Kind::Float, rows));
+    let compressed = |index: usize| {
+        let path = vs.root() / index;
+        Linear::Compressed(
+            CompressedLinear::new(&path, &compress(&weights[index], Layout::Fast), None).unwrap(),
+        )
+    };
+    let dense = |index: usize| {
+        let weight = weights[index].copy();
+        Linear::Dense(DenseLinear::new("dense", weight, None).unwrap())
+    };
+    for parts in [[compressed(0), compressed(1)], [dense(0), dense(1)]] {
+        let want = Tensor::cat(&parts.each_ref().map(|part| part.try_forward(&x).unwrap()), 1);
+        let merged = MergedLinear::new(&[&parts[0], &parts[1]]).unwrap();
+        for fused_rows in [0, usize::MAX] {
+            merged.set_fused_rows(fused_rows);
+            let y = Tensor::full([3, 64], f64::NAN, (Kind::Float, Device::Cpu));
+            merged.forward_into(&x, &y).unwrap();
+            assert!(relative_error(&y, &want) < 1e-5);
+        }
+        if let [Linear::Compressed(_), _] = parts {
+            let out = Tensor::full([64, 64], f64::NAN, (Kind::Float, Device::Cpu));
+            merged.decode_into(&out).unwrap();
+            assert!(relative_error(&x.matmul(&out.tr()), &want) < 1e-5);
+        }
     }
 }
 

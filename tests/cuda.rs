@@ -1,4 +1,7 @@
-//! What needs a GPU: one binary, which skips every test, with a message, where there is none.
+//! What runs on a GPU, as one binary. Every test skips, with a message, where there is none.
 
+#[path = "cuda/decode_step.rs"]
+mod decode_step;
 #[path = "cuda/ops.rs"]
 mod ops;
+mod tiny_llama;

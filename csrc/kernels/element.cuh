@@ -26,25 +26,52 @@ __device__ __forceinline__ float rounded(float value) {
     return E::load(E::round(value));
 }
 
-// COUNT elements that lie together, loaded and stored in pieces of 16 bytes where there are eight; those are aligned.
+// COUNT elements that lie together, in memory and in registers.
 template <class E, int COUNT>
-struct alignas(COUNT == 8 ? 16 : sizeof(typename E::Type)) Pack {
+struct Elements {
     typename E::Type elements[COUNT];
 
-    __device__ __forceinline__ float operator[](int i) const { return E::load(elements[i]); }
-    __device__ __forceinline__ void set(int i, float value) { elements[i] = E::round(value); }
+    __device__ __forceinline__ void load_from(const typename E::Type* from) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) elements[i] = from[i];
+    }
+
+    __device__ __forceinline__ void store_to(typename E::Type* to) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) to[i] = elements[i];
+    }
+};
+
+// Eight are loaded and stored in pieces of 16 bytes, and are aligned to that.
+template <class E>
+struct Elements<E, 8> {
+    static constexpr int PIECES = sizeof(typename E::Type) / 2;
+    union {
+        typename E::Type elements[8];
+        uint4 pieces[PIECES];
+    };
+
+    __device__ __forceinline__ void load_from(const typename E::Type* from) {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) pieces[i] = reinterpret_cast<const uint4*>(from)[i];
+    }
+
+    __device__ __forceinline__ void store_to(typename E::Type* to) const {
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) reinterpret_cast<uint4*>(to)[i] = pieces[i];
+    }
+};
+
+// Elements read and written as FP32.
+template <class E, int COUNT>
+struct Pack : Elements<E, COUNT> {
+    __device__ __forceinline__ float operator[](int i) const { return E::load(this->elements[i]); }
+    __device__ __forceinline__ void set(int i, float value) { this->elements[i] = E::round(value); }
+    __device__ __forceinline__ void store(typename E::Type* to) const { this->store_to(to); }
 
     static __device__ __forceinline__ Pack load(const typename E::Type* from) {
         Pack pack;
-        if constexpr (COUNT == 8) {
-#pragma unroll
-            for (int i = 0; i < int(sizeof(Pack) / 16); ++i) {
-                reinterpret_cast<uint4*>(pack.elements)[i] = reinterpret_cast<const uint4*>(from)[i];
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < COUNT; ++i) pack.elements[i] = from[i];
-        }
+        pack.load_from(from);
         return pack;
     }
 
@@ -53,18 +80,6 @@ struct alignas(COUNT == 8 ? 16 : sizeof(typename E::Type)) Pack {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) pack.elements[i] = 0;
         return pack;
-    }
-
-    __device__ __forceinline__ void store(typename E::Type* to) const {
-        if constexpr (COUNT == 8) {
-#pragma unroll
-            for (int i = 0; i < int(sizeof(Pack) / 16); ++i) {
-                reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(elements)[i];
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < COUNT; ++i) to[i] = elements[i];
-        }
     }
 };
 

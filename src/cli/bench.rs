@@ -1,21 +1,27 @@
-//! `codecllm bench`: encode, decode, fused and scratch forward, with the dense matmul beside each.
+//! `codecllm bench`: encode, decode, fused and scratch forward, with the dense matmul beside each; on a GPU the layers of
+//! Llama-3.1-8B, and with `generate` the whole model.
 
+mod cuda;
+mod generate;
 mod layers;
 mod matrix;
 mod model;
+mod random;
 mod text;
 mod timing;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{bail, Result};
+use clap::Subcommand;
 use codecllm::codec::{EncodeOptions, Layout};
 use codecllm::Error;
 use serde::Serialize;
 
 use self::matrix::{bench_matrix, gaussian, MatrixReport, Plan};
 use self::model::{bench_model, ModelReport};
+use super::device::DeviceArg;
 use super::model::{at_least_one, float, DtypeArg};
 use super::output::Output;
 use super::selection::LayoutArg;
@@ -26,18 +32,33 @@ Examples:
   codecllm bench
   codecllm bench --shape 4096x4096 --bits 5.3 --threads 1
   codecllm bench --model MODEL_DIR --batch 1             all linears of a real model, one token
+  codecllm bench --device cuda --bits 5.3 --json         the layers of Llama-3.1-8B on the GPU, and their sum over a step
+  codecllm bench generate --config 8b                    a random model of that shape generates, dense and compressed
 
 Figures are medians after a warm-up, with the fastest run beside them. Weights are rotated over more memory than the caches
-hold. On a machine that does other work, believe the fastest run.";
+hold. On a machine that does other work, believe the fastest run. On a GPU all paths are CUDA graphs, replayed in turn and
+timed by the GPU; q, k and v are one launch, and gate and up, of the compressed layers as of the dense ones.";
+
+/// The libtorch that the crate is built for: no other one links.
+const TORCH_VERSION: &str = "2.11.0";
+
+/// Rows of the activations on the CPU where none are named.
+const CPU_BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 /// Time encode, decode, fused and scratch forward, with the dense matmul beside each
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub(crate) struct Args {
-    /// Rows and columns of a Gaussian matrix; may be repeated [default: 576x576, 1536x576, 576x1536, 4096x4096]
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    device: DeviceArg,
+    /// Rows and columns of a Gaussian matrix; may be repeated [default: 576x576, 1536x576, 576x1536, 4096x4096; on a GPU
+    /// the layers of Llama-3.1-8B]
     #[arg(long, value_name = "RxC", value_parser = shape, conflicts_with = "model")]
     shape: Vec<[usize; 2]>,
-    /// Time the linears of this (uncompressed) model instead, all together
+    /// Time the linears of this (uncompressed) model instead, all together; on the CPU only
     #[arg(long, value_name = "MODEL_DIR")]
     model: Option<PathBuf>,
     /// Bits a weight [default: INT8, one step per row]
@@ -46,9 +67,8 @@ pub(crate) struct Args {
     /// Layout of the compressed weights
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutArg,
-    /// Rows of the activations
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one,
-          default_values_t = [1, 2, 4, 8, 16, 32])]
+    /// Rows of the activations [default: 1,2,4,8,16,32; on a GPU 64,256,2048 too]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     batch: Vec<usize>,
     /// The dtype of the compressed layers' activations
     #[arg(long, value_enum, default_value_t)]
@@ -56,6 +76,20 @@ pub(crate) struct Args {
     /// Seconds for each figure
     #[arg(long, value_name = "S", default_value_t = 0.3, value_parser = seconds)]
     seconds: f64,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Generate(generate::Args),
+}
+
+impl Args {
+    pub(crate) fn device(&self) -> DeviceArg {
+        match &self.what {
+            Some(What::Generate(args)) => args.device(),
+            None => self.device,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -71,7 +105,20 @@ struct Report {
 }
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
+    if let Some(What::Generate(args)) = args.what {
+        return generate::run(args, output);
+    }
     let plan = plan(&args);
+    match args.device {
+        DeviceArg::Cpu => run_on_cpu(args, plan, output),
+        DeviceArg::Cuda if args.model.is_some() => {
+            bail!("--model: is timed on the CPU only, drop --device cuda")
+        }
+        DeviceArg::Cuda => cuda::run(&args.shape, args.layout.name(), &plan, output),
+    }
+}
+
+fn run_on_cpu(args: Args, plan: Plan, output: &Output) -> Result<()> {
     let mut steps = Steps::new(output);
     let mut matrices = Vec::new();
     let mut model = None;
@@ -99,10 +146,15 @@ fn plan(args: &Args) -> Plan {
         LayoutArg::Fast => Layout::Fast,
         LayoutArg::Small => Layout::Small,
     };
+    let batches = match args.device {
+        _ if !args.batch.is_empty() => args.batch.clone(),
+        DeviceArg::Cpu => CPU_BATCHES.to_vec(),
+        DeviceArg::Cuda => cuda::BATCHES.to_vec(),
+    };
     Plan {
         bits: args.bits,
         options: EncodeOptions { layout, ..EncodeOptions::default() },
-        batches: args.batch.clone(),
+        batches,
         kind: args.dtype.kind(),
         threads: usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1),
         budget: Duration::from_secs_f64(args.seconds),

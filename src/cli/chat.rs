@@ -3,10 +3,12 @@
 use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::{anyhow, bail, Result};
+use codecllm::cuda::PeakMemory;
 use codecllm::runtime::{peak_rss_bytes, GenerateOptions, Generation, Generator, Message, Prompt};
 use codecllm::{Error, ErrorKind};
 use serde::Serialize;
 
+use super::device::DeviceArg;
 use super::model::{answer, ModelArgs, SamplingArgs};
 use super::output::Output;
 
@@ -49,10 +51,17 @@ struct Report {
     turns: Vec<Turn>,
     weight_bytes: usize,
     peak_rss_bytes: Option<u64>,
+    peak_device_bytes: Option<u64>,
+}
+
+impl Args {
+    pub(crate) fn device(&self) -> DeviceArg {
+        self.model.device()
+    }
 }
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
-    let generator = args.model.open(output)?;
+    let (generator, memory) = args.model.open(output)?;
     if generator.chat().is_none() {
         bail!("{}: the model has no chat template; use generate instead", args.model.model.display());
     }
@@ -61,7 +70,9 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     chat.run()?;
     if output.is_json() {
         let weight_bytes = generator.model().weight_bytes();
-        let report = Report { turns: chat.turns, weight_bytes, peak_rss_bytes: peak_rss_bytes() };
+        let peak_device_bytes = memory.map(PeakMemory::finish);
+        let report =
+            Report { turns: chat.turns, weight_bytes, peak_rss_bytes: peak_rss_bytes(), peak_device_bytes };
         output.report(&report, |_| String::new())?;
     }
     Ok(())

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod compress;
 mod decompress;
+mod device;
 mod generate;
 mod inspect;
 mod model;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use device::DeviceArg;
 use output::Output;
 
 const EXAMPLES: &str = "\
@@ -68,6 +70,19 @@ enum Verb {
 }
 
 impl Verb {
+    /// Where the verb computes.
+    fn device(&self) -> DeviceArg {
+        match self {
+            Self::Generate(args) => args.device(),
+            Self::Chat(args) => args.device(),
+            Self::Parity(args) => args.device(),
+            Self::Bench(args) => args.device(),
+            Self::Stats(_) | Self::Compress(_) | Self::Decompress(_) | Self::Inspect(_) | Self::Verify(_) => {
+                DeviceArg::Cpu
+            }
+        }
+    }
+
     fn run(self, output: &Output) -> Result<()> {
         match self {
             Self::Stats(args) => stats::run(args, output),
@@ -88,7 +103,7 @@ pub(crate) fn main() -> ExitCode {
     // Bad arguments end here, with exit code 2.
     let cli = Cli::parse();
     let output = Output::new(cli.json);
-    match set_threads(cli.threads).and_then(|()| cli.verb.run(&output)) {
+    match prepare(&cli).and_then(|()| cli.verb.run(&output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -102,6 +117,12 @@ pub(crate) fn main() -> ExitCode {
 /// Whoever read our stdout has seen enough. (The library's own I/O errors are of another type.)
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// What concerns the whole process. The number of threads is libtorch's affair, so the GPU comes first.
+fn prepare(cli: &Cli) -> Result<()> {
+    cli.verb.device().prepare()?;
+    set_threads(cli.threads)
 }
 
 fn set_threads(threads: Option<u16>) -> Result<()> {

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{bail, Result};
 use clap::ValueEnum;
+use codecllm::cuda::PeakMemory;
 use codecllm::runtime::{GenerateOptions, Generation, Generator, LoadOptions, Prompt, SamplerOptions};
-use tch::{Device, Kind};
+use tch::Kind;
 
+use super::device::DeviceArg;
 use super::output::Output;
 
 /// Which model, and how to run it.
@@ -27,13 +29,6 @@ pub(crate) struct ModelArgs {
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum DeviceArg {
-    #[default]
-    Cpu,
-    Cuda,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum DtypeArg {
     #[default]
     Fp16,
@@ -42,25 +37,22 @@ pub(crate) enum DtypeArg {
 }
 
 impl ModelArgs {
-    /// Loads the model with its tokenizer.
-    pub(crate) fn open(&self, output: &Output) -> Result<Generator> {
+    /// Where to compute.
+    pub(crate) fn device(&self) -> DeviceArg {
+        self.device
+    }
+
+    /// Loads the model with its tokenizer; the GPU's memory is watched from before.
+    pub(crate) fn open(&self, output: &Output) -> Result<(Generator, Option<PeakMemory>)> {
+        let memory = self.device.watch_memory()?;
         let options = LoadOptions {
-            device: self.device()?,
+            device: self.device.device(),
             kind: self.dtype.kind(),
             context: self.context,
             threads: None, // set for the whole process already
         };
         let _loading = output.spinner("loading the model");
-        Ok(Generator::open(&self.model, &options)?)
-    }
-
-    fn device(&self) -> Result<Device> {
-        match self.device {
-            DeviceArg::Cpu => Ok(Device::Cpu),
-            DeviceArg::Cuda => {
-                bail!("--device: cuda is not supported by this version, which decodes on the CPU; use --device cpu")
-            }
-        }
+        Ok((Generator::open(&self.model, &options)?, memory))
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use anyhow::{anyhow, Result};
 use codecllm::parity::{compare, Options, Report};
 use codecllm::Error;
-use tch::Device;
 
+use super::device::DeviceArg;
 use super::model::{at_least_one, float, DtypeArg};
 use super::output::{bytes, pairs, table, Measured, Output};
 use super::steps::Steps;
@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Windows to read [default: all of the text]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_windows: Option<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    device: DeviceArg,
     /// The dtype to compute in; on the CPU fp32 is faster here than fp16
     #[arg(long, value_enum, default_value = "fp32")]
     dtype: DtypeArg,
@@ -55,6 +58,12 @@ pub(crate) struct Args {
     max_kl: Option<f64>,
 }
 
+impl Args {
+    pub(crate) fn device(&self) -> DeviceArg {
+        self.device
+    }
+}
+
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let start = Instant::now();
     let options = Options {
@@ -62,7 +71,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         window: args.window,
         max_windows: args.max_windows,
         kind: args.dtype.kind(),
-        device: Device::Cpu,
+        device: args.device.device(),
         threads: None, // set for the whole process already
         prompts: args.prompts.as_deref().map(read_prompts).transpose()?.unwrap_or_default(),
         raw: args.raw,

@@ -20,6 +20,7 @@ pub(crate) mod kernels;
 mod library;
 mod memory;
 mod modules;
+mod recorder;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use compile::{compile_all, has_compiler, Compiled};
 pub use info::{device_info, DeviceInfo};
 pub use library::{is_available, load};
 pub use memory::PeakMemory;
+pub use recorder::{Recorder, Recording};
 
 pub(crate) use device::{device, Device};
 pub(crate) use event::EventTimer;

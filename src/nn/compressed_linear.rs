@@ -190,6 +190,46 @@ impl CompressedLinear {
         })
     }
 
+    /// Decodes the weight into `out` `[out_features, in_features]`, in FP32, FP16 or BF16 and without gaps.
+    ///
+    /// # Errors
+    /// An output of another shape, dtype or device; a damaged weight. By tensor path.
+    pub fn decode_into(&self, out: &Tensor) -> Result<()> {
+        if out.device().is_cuda() {
+            return self.decode_on_cuda(out);
+        }
+        match out.kind() {
+            Kind::Half => self.decode_elements::<f16>(out),
+            Kind::BFloat16 => self.decode_elements::<bf16>(out),
+            Kind::Float => self.decode_elements::<f32>(out),
+            other => Err(Error::invalid(
+                self.weight.tensor_path(),
+                format!("output is {other:?}, wanted Float, Half or BFloat16"),
+            )),
+        }
+    }
+
+    fn decode_elements<T: ScratchElement>(&self, out: &Tensor) -> Result<()> {
+        let subject = self.weight.tensor_path();
+        let [rows, cols] = self.weight.shape();
+        if out.size() != [rows as i64, cols as i64] || !out.is_contiguous() || out.device() != Device::Cpu {
+            return Err(Error::invalid(
+                subject,
+                format!(
+                    "output is {:?} on {:?}, wanted [{rows}, {cols}] without gaps on the weight's device",
+                    out.size(),
+                    out.device()
+                ),
+            ));
+        }
+        // SAFETY: contiguous, on the CPU, of T's dtype, and of this many elements, as was just seen. The caller lends it:
+        // whoever writes a tensor while another thread does is wrong as with every tch operator.
+        let elements = unsafe { std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), rows * cols) };
+        self.weight.decode_with(|weight| {
+            decode_to_scratch(weight, 0..weight.view.header.grid.tiles_down(), elements)
+        })
+    }
+
     fn fused_rows(&self, kind: Kind) -> usize {
         match self.fused_rows.load(Ordering::Relaxed) {
             BY_DTYPE => default_fused_rows(kind),
@@ -234,46 +274,6 @@ impl CompressedLinear {
             1 => Ok(stripes.remove(0)),
             _ => Tensor::f_cat(&stripes, -1).about(subject),
         }
-    }
-
-    /// Decodes the weight into `out` `[out_features, in_features]`, contiguous, in FP32, FP16 or BF16, on the weight's device; on a
-    /// GPU without waiting for it.
-    ///
-    /// # Errors
-    /// An `out` of another shape, dtype or device; a damaged weight; what the CUDA driver reports.
-    pub fn decode_into(&self, out: &Tensor) -> Result<()> {
-        let (size, shape) = (out.size(), self.weight.shape().map(|features| features as i64));
-        if size != shape || !out.is_contiguous() || out.device() != self.weight.device() {
-            return Err(Error::invalid(
-                self.weight.tensor_path(),
-                format!(
-                    "output is {size:?} on {:?}, wanted {shape:?}, contiguous, on {:?}",
-                    out.device(),
-                    self.weight.device()
-                ),
-            ));
-        }
-        match out.kind() {
-            _ if out.device().is_cuda() => self.decode_on_cuda(out),
-            Kind::Half => self.decode_on_cpu::<f16>(out),
-            Kind::BFloat16 => self.decode_on_cpu::<bf16>(out),
-            Kind::Float => self.decode_on_cpu::<f32>(out),
-            other => Err(Error::invalid(
-                self.weight.tensor_path(),
-                format!("output is {other:?}, wanted Float, Half or BFloat16"),
-            )),
-        }
-    }
-
-    /// `out` is contiguous, of T's dtype and of the weight's shape.
-    fn decode_on_cpu<T: ScratchElement>(&self, out: &Tensor) -> Result<()> {
-        self.weight.decode_with(|weight| {
-            // SAFETY: a contiguous CPU tensor of T's dtype with this many elements; the caller lends it to be written.
-            let elements = unsafe {
-                std::slice::from_raw_parts_mut(out.data_ptr().cast::<T>(), weight.rows() * weight.cols())
-            };
-            decode_to_scratch(weight, 0..weight.view.header.grid.tiles_down(), elements)
-        })
     }
 
     /// Whether [`CompressedLinear::try_forward`] of `x` multiplies while it decodes. On a GPU this may measure, as a forward may.

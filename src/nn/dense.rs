@@ -62,6 +62,11 @@ impl DenseLinear {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn weight_address(&self) -> usize {
+        self.weight.data_ptr() as usize
+    }
+
     /// One linear with the outputs of all `parts`. Their weights are views of its own afterwards.
     pub(super) fn merge(parts: &[&Self]) -> Result<Self> {
         let Some(first) = parts.first() else {

@@ -11,9 +11,29 @@ use crate::ops::transformer::Launcher;
 /// The outputs of several linears of the same input side by side: q, k and v, or gate and up.
 ///
 /// A lone narrow linear can't fill a GPU. Dense weights are laid side by side in memory once, and the linears' own weights
-/// become views of that: no second copy. Compressed weights stay as they are, and share a launch.
+/// become views of that: no second copy. Compressed weights stay as they are, and share a launch on a GPU.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
+/// use codecllm::nn::{CompressedLinear, Linear, MergedLinear};
+/// use tch::{nn, Device, Kind, Tensor};
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let linear = |name: &str, rows| -> codecllm::Result<Linear> {
+///     let weight = Tensor::randn([rows, 64], (Kind::Float, Device::Cpu));
+///     let options = EncodeOptions::default();
+///     let compressed = CompressedTensor::compress(name, &weight, StepRule::RowAbsmax, options)?;
+///     Ok(Linear::Compressed(CompressedLinear::new(&(vs.root() / name), &compressed, None)?))
+/// };
+/// let (key, value) = (linear("key", 16)?, linear("value", 32)?);
+/// let both = MergedLinear::new(&[&key, &value])?;
+/// let x = Tensor::randn([2, 64], (Kind::Float, Device::Cpu));
+/// let y = Tensor::zeros([2, 48], (Kind::Float, Device::Cpu));
+/// both.forward_into(&x, &y)?;
+/// assert_eq!(y, Tensor::cat(&[key.try_forward(&x)?, value.try_forward(&x)?], 1));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
-pub(crate) enum MergedLinear {
+pub enum MergedLinear {
     /// One weight.
     Dense(DenseLinear),
     /// Weights that one launch may multiply.
@@ -24,7 +44,10 @@ pub(crate) enum MergedLinear {
 
 impl MergedLinear {
     /// Merges `parts`, which must have the same number of inputs.
-    pub(crate) fn new(parts: &[&Linear]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `InvalidArgument` for no parts, or where some have a bias and some have none.
+    pub fn new(parts: &[&Linear]) -> Result<Self> {
         if let Some(dense) = dense_parts(parts) {
             return DenseLinear::merge(&dense).map(Self::Dense);
         }
@@ -45,7 +68,10 @@ impl MergedLinear {
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, sum of out_features]` on the current stream, without allocating.
-    pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the parts report, by tensor path.
+    pub fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         match self {
             Self::Dense(merged) => merged.forward_into(x, y),
             Self::Compressed(parts) => {
@@ -59,6 +85,39 @@ impl MergedLinear {
                 let outputs = side_by_side(y, parts.iter().map(Linear::shape))?;
                 parts.iter().zip(&outputs).try_for_each(|(part, y)| part.forward_into(x, y))
             }
+        }
+    }
+
+    /// As [`CompressedLinear::set_fused_rows`](super::CompressedLinear::set_fused_rows), for all compressed parts.
+    pub fn set_fused_rows(&self, rows: usize) {
+        self.compressed_parts().iter().for_each(|part| part.set_fused_rows(rows));
+    }
+
+    /// Decodes the compressed parts into `out` `[sum of out_features, in_features]`, one below the other.
+    ///
+    /// # Errors
+    /// As [`CompressedLinear::decode_into`](super::CompressedLinear::decode_into).
+    pub fn decode_into(&self, out: &Tensor) -> Result<()> {
+        let mut start = 0;
+        for part in self.compressed_parts() {
+            let rows = part.shape()[0] as i64;
+            part.decode_into(&out.f_narrow(0, start, rows).about("merged linear")?)?;
+            start += rows;
+        }
+        Ok(())
+    }
+
+    fn compressed_parts(&self) -> Vec<&CompressedLinear> {
+        match self {
+            Self::Dense(_) => Vec::new(),
+            Self::Compressed(parts) => parts.iter().collect(),
+            Self::Parts(parts) => parts
+                .iter()
+                .filter_map(|part| match part {
+                    Linear::Dense(_) => None,
+                    Linear::Compressed(compressed) => Some(compressed),
+                })
+                .collect(),
         }
     }
 }
@@ -112,4 +171,97 @@ fn dense_parts<'a>(parts: &[&'a Linear]) -> Option<Vec<&'a DenseLinear>> {
         Linear::Compressed(_) => None,
     };
     parts.iter().map(dense).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{CompressedTensor, EncodeOptions, StepRule};
+    use crate::nn::CompressedLinear;
+    use tch::{nn, Device, Kind};
+
+    fn random(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    /// Linears of 3, 5 and 2 outputs of 7 inputs, registered as a model's are.
+    fn dense(vs: &nn::Path<'_>, bias: bool) -> Vec<Linear> {
+        let linear = |(index, width): (usize, i64)| {
+            let weight = vs.add(&format!("weight{index}"), random(&[width, 7]), false);
+            let bias = bias.then(|| random(&[width]));
+            Linear::Dense(DenseLinear::new(format!("part{index}"), weight, bias).unwrap())
+        };
+        [3, 5, 2].into_iter().enumerate().map(linear).collect()
+    }
+
+    fn check(parts: &[Linear], merged: &MergedLinear) {
+        let inputs = parts[0].shape()[1] as i64;
+        let x = random(&[4, inputs]);
+        let separate: Vec<_> = parts.iter().map(|part| part.try_forward(&x).unwrap()).collect();
+        let wanted = Tensor::cat(&separate, 1);
+        let y = Tensor::full(wanted.size(), f64::NAN, (Kind::Float, Device::Cpu));
+        merged.forward_into(&x, &y).unwrap();
+        let error = (y - wanted).abs().max().double_value(&[]);
+        assert!(error < 1e-5, "{error}");
+    }
+
+    #[test]
+    fn dense_parts_become_views_of_one_weight() {
+        for bias in [false, true] {
+            let vs = nn::VarStore::new(Device::Cpu);
+            let parts = dense(&vs.root(), bias);
+            let parts_of: Vec<&Linear> = parts.iter().collect();
+            let before: Vec<Tensor> = (0..3).map(|i| vs.variables()[&format!("weight{i}")].copy()).collect();
+            MergedLinear::lay_side_by_side(&parts_of).unwrap();
+            let merged = MergedLinear::new(&parts_of).unwrap();
+            check(&parts, &merged);
+            let MergedLinear::Dense(whole) = &merged else { panic!("dense parts were not merged") };
+            assert_eq!(whole.shape(), [10, 7]);
+            // The VarStore's own tensors are the views: no second copy, and what is loaded into them arrives.
+            let variables: Vec<Tensor> =
+                (0..3).map(|i| vs.variables()[&format!("weight{i}")].shallow_clone()).collect();
+            assert_eq!(variables, before);
+            let MergedLinear::Dense(again) = MergedLinear::new(&parts_of).unwrap() else { panic!() };
+            assert_eq!(again.weight_address(), whole.weight_address());
+            assert_eq!(variables[0].data_ptr() as usize, whole.weight_address());
+            let _ = tch::no_grad(|| variables[1].shallow_clone().fill_(2.0));
+            check(&parts, &merged);
+        }
+    }
+
+    #[test]
+    fn neighbors_of_separate_memory_are_copied() {
+        let whole = random(&[8, 7]);
+        let cut = |first| {
+            let weight = whole.narrow(0, first, 4);
+            Linear::Dense(DenseLinear::new("part", weight, None).unwrap())
+        };
+        // In the wrong order they are no neighbors.
+        let parts = [cut(4), cut(0)];
+        check(&parts, &MergedLinear::new(&[&parts[0], &parts[1]]).unwrap());
+    }
+
+    #[test]
+    fn compressed_parts_keep_to_their_columns() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let linear = |name: &str, width: i64| {
+            let options = EncodeOptions::default();
+            let compressed =
+                CompressedTensor::compress(name, &random(&[width, 24]), StepRule::RowAbsmax, options)
+                    .unwrap();
+            let bias = random(&[width]);
+            let path = vs.root() / name;
+            Linear::Compressed(CompressedLinear::new(&path, &compressed, Some(&bias)).unwrap())
+        };
+        let parts = [linear("a", 40), linear("b", 8)];
+        check(&parts, &MergedLinear::new(&[&parts[0], &parts[1]]).unwrap());
+    }
+
+    #[test]
+    fn a_bias_on_some_parts_alone_is_an_error() {
+        let part =
+            |bias: Option<Tensor>| Linear::Dense(DenseLinear::new("p", random(&[2, 3]), bias).unwrap());
+        let parts = [part(None), part(Some(random(&[2])))];
+        assert!(MergedLinear::new(&[&parts[0], &parts[1]]).is_err());
+    }
 }

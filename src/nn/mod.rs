@@ -16,7 +16,7 @@ pub use compressed::DecodeCounters;
 pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
 pub use dense::{DenseEmbedding, DenseLinear};
-pub(crate) use merged_linear::MergedLinear;
+pub use merged_linear::MergedLinear;
 
 use tch::Tensor;
 

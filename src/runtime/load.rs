@@ -5,6 +5,7 @@ use std::path::Path;
 use tch::{nn, Device, Kind};
 
 use crate::checkpoint::{CheckpointWeights, Reader};
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama, LlamaConfig};
 
@@ -14,7 +15,8 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// Where the weights go.
+    /// Where the weights go. For [`Device::Cuda`] the loading calls [`cuda::load`]: in a process that has asked libtorch
+    /// for anything before, that comes too late; call it yourself then, first thing.
     pub device: Device,
     /// The dtype to compute in: `Half`, `BFloat16` or `Float`.
     pub kind: Kind,
@@ -45,8 +47,11 @@ impl Model {
     /// # Errors
     /// What [`LlamaConfig::from_dir`], [`Reader::open`] and the weights report; `InvalidArgument` for a
     /// context longer than the model allows or a dtype that is not a float; `Unsupported` for a tensor in the
-    /// checkpoint that a Llama has no use for.
+    /// checkpoint that a Llama has no use for, and as [`cuda::load`] where a GPU is asked for.
     pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
+        if let Device::Cuda(_) = options.device {
+            cuda::load()?;
+        }
         let config = LlamaConfig::from_dir(&dir)?;
         let context = choose_context(&config, options.context)?;
         check_kind(options.kind)?;

@@ -147,7 +147,8 @@ impl Layers {
     }
 }
 
-fn relative_error(got: &Tensor, wanted: &Tensor) -> std::result::Result<f64, TchError> {
+/// The norm of the difference over that of what was `wanted`.
+pub(super) fn relative_error(got: &Tensor, wanted: &Tensor) -> std::result::Result<f64, TchError> {
     let (got, wanted) = (got.f_to_kind(Kind::Float)?, wanted.f_to_kind(Kind::Float)?);
     let error = got.f_sub(&wanted)?.f_norm()?.f_double_value(&[])?;
     Ok(error / wanted.f_norm()?.f_double_value(&[])?.max(f64::MIN_POSITIVE))

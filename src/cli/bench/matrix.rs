@@ -97,7 +97,7 @@ pub(super) fn bench_matrix(
 }
 
 /// INT8 by rows, or the step that gives this matrix its bits.
-fn step_rule(path: &str, matrix: &Matrix, plan: &Plan) -> Result<StepRule> {
+pub(super) fn step_rule(path: &str, matrix: &Matrix, plan: &Plan) -> Result<StepRule> {
     let Some(bits) = plan.bits else { return Ok(StepRule::RowAbsmax) };
     let sample = RateSample::new(path, matrix, plan.options)?;
     let exponent = solve_exponent(std::slice::from_ref(&sample), 0, sample.weights(), bits)?;

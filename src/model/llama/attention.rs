@@ -1,6 +1,6 @@
 //! Grouped-query attention over the key-value cache.
 
-use tch::{nn, TchError, Tensor};
+use tch::{nn, Kind, TchError, Tensor};
 
 use super::step::Step;
 use super::KvCache;
@@ -100,10 +100,17 @@ impl Attention {
         let key = both.f_narrow(1, self.heads, self.kv_heads)?;
         let value = value.f_view([batch, seq, self.kv_heads, self.head_dim])?.f_transpose(1, 2)?;
         let (keys, values) = cache.append(self.layer, &key, &value)?;
-        let grouped = self.heads != self.kv_heads;
-        let mask = step.mask.as_ref();
+        let (mut grouped, mask) = (self.heads != self.kv_heads, step.mask.as_ref());
+        let (mut keys, mut values) = (keys, values);
+        if grouped && query.device().is_cuda() && (mask.is_some() || query.kind() == Kind::Float) {
+            // No kernel takes both shared keys and a mask, or FP32: libtorch would fall back to all scores in memory.
+            keys = keys.f_repeat_interleave_self_int(self.heads / self.kv_heads, 1, None)?;
+            values = values.f_repeat_interleave_self_int(self.heads / self.kv_heads, 1, None)?;
+            grouped = false;
+        }
+        let causal = step.causal;
         let attended =
-            Tensor::f_scaled_dot_product_attention(&query, &keys, &values, mask, 0.0, false, None, grouped)?;
+            Tensor::f_scaled_dot_product_attention(&query, &keys, &values, mask, 0.0, causal, None, grouped)?;
         attended.f_transpose(1, 2)?.f_to_kind(kind)?.f_reshape([batch, seq, width])
     }
 }

@@ -29,6 +29,8 @@ use crate::nn::{Embedding, Linear};
 
 /// Tokens of a prompt that pass through the model at once: enough for the matmuls, and a bound on memory.
 const PREFILL_TOKENS: i64 = 512;
+/// The same on a GPU, of all sequences together: a compressed weight is decoded once for each piece.
+const GPU_PREFILL_TOKENS: i64 = 8192;
 
 /// Which positions of a forward pass get logits; the head is the widest layer of a small model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +127,14 @@ impl Llama {
     /// # Errors
     /// As [`Llama::forward`].
     pub fn prefill(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let (_, seq) = ids_size(ids)?;
+        let (batch, seq) = ids_size(ids)?;
+        let most = match cache.device().is_cuda() {
+            true => (GPU_PREFILL_TOKENS / batch).max(1),
+            false => PREFILL_TOKENS,
+        };
         let mut start = 0;
         loop {
-            let length = (seq - start).min(PREFILL_TOKENS);
+            let length = (seq - start).min(most);
             let piece = ids.f_narrow(1, start, length).about("token ids")?;
             let hidden = self.hidden_states(&piece, cache, None)?;
             start += length;

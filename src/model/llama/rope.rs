@@ -44,6 +44,9 @@ impl Rope {
         kind: Kind,
         device: Device,
     ) -> Result<RopeTables> {
+        if device.is_cuda() {
+            return self.tables_on(positions, seq, kind, device).about("rotary embedding");
+        }
         let (mut cos, mut signed_sin) = (Vec::new(), Vec::new());
         for &position in positions {
             let angles = || self.frequencies.iter().map(|frequency| position as f64 * frequency);
@@ -59,6 +62,25 @@ impl Rope {
         Ok(RopeTables {
             cos: table(&cos).about("rotary embedding")?,
             signed_sin: table(&signed_sin).about("rotary embedding")?,
+        })
+    }
+
+    /// The same, computed on `device`: a prompt of thousands of tokens would wait for the CPU.
+    fn tables_on(
+        &self,
+        positions: &[i64],
+        seq: i64,
+        kind: Kind,
+        device: Device,
+    ) -> std::result::Result<RopeTables, TchError> {
+        let frequencies = Tensor::f_from_slice(&self.frequencies)?.f_to_device(device)?;
+        let positions = Tensor::f_from_slice(positions)?.f_to_device(device)?.f_to_kind(Kind::Double)?;
+        let angles = positions.f_view([-1, seq, 1, 1])?.f_mul(&frequencies)?;
+        let rounded = |values: Tensor| values.f_to_kind(Kind::Float)?.f_to_kind(kind);
+        let (cos, sin) = (rounded(angles.f_cos()?)?, rounded(angles.f_sin()?)?);
+        Ok(RopeTables {
+            cos: Tensor::f_cat(&[&cos, &cos], -1)?,
+            signed_sin: Tensor::f_cat(&[&sin.f_neg()?, &sin], -1)?,
         })
     }
 }
@@ -85,6 +107,28 @@ fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
             let turns = original_context * frequency / TAU;
             let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
             frequency * (keep + (1.0 - keep) / factor)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_the_device_are_those_of_the_host() {
+        let frequencies = (0..32).map(|i| 5e5_f64.powf(-2.0 * i as f64 / 64.0)).collect();
+        let rope = Rope { frequencies };
+        let positions: Vec<i64> = (-3..120_000).step_by(1013).chain([7, 9]).collect();
+        let (rows, seq) = (2, positions.len() as i64 / 2);
+        let positions = &positions[..2 * seq as usize];
+        let host = rope.tables(positions, seq, Kind::Float, Device::Cpu).unwrap();
+        let device = rope.tables_on(positions, seq, Kind::Float, Device::Cpu).unwrap();
+        for (host, device) in [(host.cos, device.cos), (host.signed_sin, device.signed_sin)] {
+            assert_eq!(host.size(), [rows, seq, 1, 64]);
+            assert_eq!(device.size(), host.size());
+            let error = (host - device).abs().max().double_value(&[]);
+            assert!(error < 1e-7, "{error}");
         }
     }
 }

@@ -10,8 +10,10 @@ use crate::error::{Result, TorchContext};
 pub(super) struct Step {
     pub(super) rope: RopeTables,
     /// Added to the scores, `[batch or 1, 1, seq, tokens so far]`: zero or minus infinity. `None` where every
-    /// query sees every key.
+    /// query sees every key, or `causal` says it.
     pub(super) mask: Option<Tensor>,
+    /// Whether each query sees the keys up to its own: on a GPU, where that is faster than a mask and needs no scores in memory.
+    pub(super) causal: bool,
 }
 
 impl Step {
@@ -24,11 +26,12 @@ impl Step {
         let positions: Vec<i64> =
             rows.iter().flat_map(|pad| (start..start + seq).map(move |slot| slot - pad)).collect();
         let rope = rope.tables(&positions, seq, kind, device)?;
-        let mask = match seq == 1 && !padded {
+        let causal = device.is_cuda() && start == 0 && seq > 1 && !padded;
+        let mask = match causal || (seq == 1 && !padded) {
             true => None,
             false => Some(mask(rows, start, seq, (cache.kind(), device)).about("attention mask")?),
         };
-        Ok(Self { rope, mask })
+        Ok(Self { rope, mask, causal })
     }
 }
 

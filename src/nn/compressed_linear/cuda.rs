@@ -34,6 +34,7 @@ impl CompressedLinear {
         self.weight.counted(|| self.ready(&launcher)?.forward(&launcher, x, y))
     }
 
+    /// Decodes the whole weight into `out` on its GPU.
     pub(super) fn decode_on_cuda(&self, out: &Tensor) -> Result<()> {
         let launcher = Launcher::on(out.device())?;
         self.weight.counted(|| {

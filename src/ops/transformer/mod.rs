@@ -10,6 +10,8 @@ mod launcher;
 mod rms_norm;
 mod rope_cache;
 mod swiglu;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use argmax::argmax;
 pub(crate) use attention::{attention, takes_head, AttentionScratch};
