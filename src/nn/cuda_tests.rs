@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::{CompressedEmbedding, CompressedLinear, DenseLinear, Linear, MergedLinear};
 use crate::codec::{CompressedTensor, EncodeOptions, Layout, StepRule};
 use crate::cuda::{device, Device, Graph};
+use crate::ops::cuda::Workspace;
 
 const CUDA: tch::Device = tch::Device::Cuda(0);
 
@@ -175,6 +176,35 @@ fn a_captured_forward_gives_the_same_on_every_replay() {
             assert_eq!(y, wanted);
         }
     }
+}
+
+#[test]
+fn graphs_with_workspaces_of_their_own_run_side_by_side() {
+    let device = gpu_or_skip!();
+    let vs = VarStore::new(CUDA);
+    let linear = linear(&vs, "layer", [512, 1000], Layout::Fast, true);
+    let stream = device.pool_stream().unwrap();
+    // BF16 takes scratch even where it is fused.
+    let steps = [1.0, -3.0].map(|factor| {
+        let x = Tensor::arange(8 * 1000, (Kind::Float, CUDA)).sin().view([8, 1000]) * factor;
+        (x.to_kind(Kind::BFloat16), poisoned([8, 512], Kind::BFloat16), Workspace::default())
+    });
+    let wanted = steps.each_ref().map(|(x, _, _)| linear.try_forward(x).unwrap());
+    device.synchronize(device.current_stream().unwrap()).unwrap();
+    let graphs = steps.each_ref().map(|(x, y, workspace)| {
+        let run = || linear.forward_into(x, y);
+        workspace.during(|| {
+            device.with_stream(stream, run).unwrap();
+            Graph::capture(device, stream, run).unwrap()
+        })
+    });
+    device.synchronize(stream).unwrap();
+    let streams = [device.pool_stream().unwrap(), device.pool_stream().unwrap()];
+    for _ in 0..200 {
+        graphs.iter().zip(streams).for_each(|(graph, stream)| graph.launch(stream).unwrap());
+    }
+    streams.into_iter().for_each(|stream| device.synchronize(stream).unwrap());
+    assert_eq!(steps.map(|(_, y, _)| y), wanted);
 }
 
 #[test]
