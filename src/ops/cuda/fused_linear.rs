@@ -22,8 +22,8 @@ pub(crate) const MOST_ROWS: usize = 64;
 const MMA_COLS: usize = 8;
 /// Sums that a lane has for [`MMA_COLS`] rows of x.
 const LANE_SUMS: usize = 4;
-/// Fewer warps leave a multiprocessor idle most of the time: scratch is faster then.
-const FEWEST_WARPS: usize = 4;
+/// As many warps keep a multiprocessor busy: with fewer it waits for memory, more share its time.
+const BUSY_WARPS: usize = 16;
 
 /// One of the weights that share x. Mirrors `Part` of `csrc/kernels/fused_linear.cu`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,6 +74,12 @@ pub(crate) struct FusedPart<'a> {
 pub(crate) fn can_fuse(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
     let here = weights.iter().all(|weight| weight.ordinal() == launcher.device.ordinal);
     here && Plan::new(Limits::of(launcher), &facts(weights), batch).is_some()
+}
+
+/// Whether one launch can multiply all of `weights` and is expected to take no longer than one launch for each: the tables of
+/// several weights may leave room for few warps.
+pub(crate) fn should_merge(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
+    can_fuse(launcher, weights, batch) && Plan::pays_merged(Limits::of(launcher), &facts(weights), batch)
 }
 
 fn facts(weights: &[&DeviceWeight]) -> Vec<WeightFacts> {
@@ -249,8 +255,23 @@ impl Plan {
             plan.shared_bytes = plan.shared_bytes(first.layout, variant.rows, slack_bytes);
             plan
         };
-        let fewest_warps = FEWEST_WARPS.min(most_warps);
-        (fewest_warps..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)
+        (1..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)
+    }
+
+    /// Whether the launch for all is expected to take no longer than those for each.
+    fn pays_merged(limits: Limits, weights: &[WeightFacts], batch: usize) -> bool {
+        let cost = |weights: &[WeightFacts]| Self::new(limits, weights, batch).map(|plan| plan.cost());
+        let apart: Option<Vec<usize>> = weights.iter().map(|&weight| cost(&[weight])).collect();
+        match (cost(weights), apart) {
+            (Some(merged), Some(apart)) => merged <= apart.iter().sum(),
+            _ => false,
+        }
+    }
+
+    /// How long a block works on its tiles, up to a factor.
+    fn cost(&self) -> usize {
+        let tasks = self.bands.div_ceil(self.grid) * self.tiles_across;
+        tasks * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
     /// What the kernel takes: the tables, aligned to the size of one, the warps' words, sums and turns of the slots and the next
@@ -353,7 +374,7 @@ mod tests {
                     let own = WeightFacts { words_bytes, table_count, ..weight(4096, 4096) };
                     if let Some(plan) = Plan::new(H200, &[own, own], batch) {
                         assert!(plan.shared_bytes <= H200.shared_bytes);
-                        assert!(plan.warps >= FEWEST_WARPS && plan.warps * LANES <= 1024);
+                        assert!(plan.warps >= 1 && plan.warps * LANES <= 1024);
                         assert!(plan.slots * plan.tiles_across >= plan.warps);
                     }
                 }
@@ -386,6 +407,16 @@ mod tests {
         assert!(Plan::new(H200, &[q, weight(1024, 2048)], 1).is_none());
         assert!(Plan::new(H200, &[q, WeightFacts { layout: Layout::Small, ..k }], 1).is_none());
         assert!(Plan::new(H200, &[], 1).is_none());
+    }
+
+    #[test]
+    fn merging_pays_unless_the_tables_crowd_out_the_warps() {
+        let with = |rows, table_count| WeightFacts { table_count, words_bytes: 3312, ..weight(rows, 4096) };
+        let pays = |weights: &[WeightFacts]| Plan::pays_merged(H200, weights, 1);
+        assert!(pays(&[with(4096, 8), with(1024, 5), with(1024, 5)]));
+        assert!(pays(&[with(14336, 8), with(14336, 8)]));
+        assert!(!pays(&[with(14336, 12), with(14336, 12)]));
+        assert!(!pays(&[with(4096, 8), with(4096, 27)]));
     }
 
     #[test]
