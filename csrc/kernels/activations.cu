@@ -34,16 +34,41 @@ __device__ __forceinline__ int exponent_of(u32 bits) {
     return bits >> 23 ? int(bits >> 23) - 127 : 31 - __clz(int(bits)) - 149;
 }
 
-template <class E>
+// The power of two that a row is divided by. COUNT elements at a time.
+template <class E, int COUNT>
 __device__ __forceinline__ int row_exponent(const typename E::Type* x, u32 cols) {
     u32 most = 0;
-#pragma unroll 4
-    for (u32 col = threadIdx.x; col < cols; col += blockDim.x) {
-        const u32 bits = __float_as_uint(E::load(x[col])) & 0x7FFFFFFF;
-        most = bits < INFINITE_BITS && bits > most ? bits : most;
+    for (u32 col = COUNT * threadIdx.x; col < cols; col += COUNT * blockDim.x) {
+        const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const u32 bits = __float_as_uint(pack[i]) & 0x7FFFFFFF;
+            most = bits < INFINITE_BITS && bits > most ? bits : most;
+        }
     }
     most = block_max(most);
     return most == 0 ? 0 : exponent_of(most) - LARGEST_EXPONENT;
+}
+
+template <class E, bool SCALED, int COUNT>
+__device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u16* out) {
+    const int exponent = SCALED ? row_exponent<E, COUNT>(x, arguments.cols) : 0;
+    if (SCALED && threadIdx.x == 0) arguments.exponents[blockIdx.x] = exponent;
+    for (u32 col = COUNT * threadIdx.x; col < arguments.padded_cols; col += COUNT * blockDim.x) {
+        Pack<Fp16, COUNT> halves = Pack<Fp16, COUNT>::zero();
+        if (col < arguments.cols) {
+            const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                if constexpr (SCALED) {
+                    halves.set(i, ldexpf(pack[i], -exponent));
+                } else {
+                    halves.elements[i] = pack.elements[i];
+                }
+            }
+        }
+        halves.store(out + col);
+    }
 }
 
 template <class E, bool SCALED>
@@ -53,17 +78,11 @@ __device__ __forceinline__ void activations(const Arguments& arguments) {
     const u32 row = blockIdx.x;
     const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
     u16* out = arguments.out + u64(row) * arguments.padded_cols;
-    const int exponent = SCALED ? row_exponent<E>(x, arguments.cols) : 0;
-    if (SCALED && threadIdx.x == 0) arguments.exponents[row] = exponent;
-#pragma unroll 4
-    for (u32 col = threadIdx.x; col < arguments.padded_cols; col += blockDim.x) {
-        if (col >= arguments.cols) {
-            out[col] = 0;
-        } else if constexpr (SCALED) {
-            out[col] = float_to_half(ldexpf(E::load(x[col]), -exponent));
-        } else {
-            out[col] = x[col];
-        }
+    // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
+    if (arguments.cols % 8 == 0 && aligned(x)) {
+        bring_row<E, SCALED, 8>(arguments, x, out);
+    } else {
+        bring_row<E, SCALED, 1>(arguments, x, out);
     }
 }
 

@@ -12,7 +12,7 @@ use tch::{nn, Device, Kind, Tensor};
 use super::byte_buffer::{restore_bytes, BufferVersion};
 use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
-use crate::ops::cuda::{CheckedWeight, DeviceWeight};
+use crate::ops::cuda::{CheckedWeight, DeviceWeight, SOURCES};
 use crate::ops::transformer::Launcher;
 use crate::ops::WeightRef;
 
@@ -90,11 +90,13 @@ impl CompressedWeight {
         // What is about to leave the CPU is checked here: fetching it back would cost time and memory.
         let leaves = path.device().is_cuda() && buffers.iter().all(|buffer| buffer.device() == Device::Cpu);
         let checked = leaves.then(|| CheckedWeight::of(&view_of(&tensor_path, &buffers)?)).transpose()?;
-        let mut names = BUFFER_NAMES.iter();
-        let buffers = buffers.map(|buffer| {
-            let name = names.next().copied().unwrap_or_default();
-            path.add(name, buffer.to_device(path.device()), false)
-        });
+        let mut moved = Vec::with_capacity(buffers.len());
+        for buffer in buffers {
+            moved.push(buffer.f_to_device(path.device()).about(&tensor_path)?);
+        }
+        let registered =
+            BUFFER_NAMES.iter().zip(moved).map(|(name, buffer)| path.add(name, buffer, false)).collect();
+        let buffers = five(registered)?;
         let mut weight = Self {
             tensor_path,
             buffers,
@@ -122,7 +124,7 @@ impl CompressedWeight {
         for (name, bytes) in buffers.iter() {
             tensors.push(Tensor::f_from_slice(bytes).about(name)?);
         }
-        <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
+        five(tensors)
     }
 
     pub fn tensor_path(&self) -> &str {
@@ -251,6 +253,7 @@ impl CompressedWeight {
         // Kernels read weights before they wait for the launches ahead of them, and on streams that know nothing of this one's
         // copies.
         let launcher = Launcher::on(self.device())?;
+        launcher.device.prepare(&SOURCES)?;
         launcher.device.synchronize(launcher.stream)?;
         Ok(Form::Device(weight))
     }
@@ -266,6 +269,10 @@ impl Prepared {
             }
         }
     }
+}
+
+fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
+    <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
 }
 
 /// Looks at `buffers`, which are on the CPU, as a tensor.

@@ -58,7 +58,8 @@ const SCRATCH_BYTES: usize = 32 << 20;
 pub struct CompressedLinear {
     weight: Arc<CompressedWeight>,
     bias: Option<Arc<Bias>>,
-    fused_rows: AtomicUsize,
+    /// Shared by all handles to the layer.
+    fused_rows: Arc<AtomicUsize>,
 }
 
 impl CompressedLinear {
@@ -75,7 +76,8 @@ impl CompressedLinear {
             None => None,
             Some(bytes) => {
                 check_new(path, "bias")?;
-                let bytes = path.add("bias", bytes.to_device(path.device()), false);
+                let moved = bytes.f_to_device(path.device()).about(weight.tensor_path())?;
+                let bytes = path.add("bias", moved, false);
                 Some(Arc::new(Bias::new(path.path("bias"), bytes, weight.shape()[0])?))
             }
         };
@@ -88,16 +90,12 @@ impl CompressedLinear {
     }
 
     fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
-        Self { weight, bias, fused_rows: AtomicUsize::new(BY_DTYPE) }
+        Self { weight, bias, fused_rows: Arc::new(AtomicUsize::new(BY_DTYPE)) }
     }
 
-    /// Another handle to the same weight.
+    /// Another handle to the same layer.
     pub(super) fn share(&self) -> Self {
-        Self {
-            weight: self.weight.clone(),
-            bias: self.bias.clone(),
-            fused_rows: AtomicUsize::new(self.fused_rows.load(Ordering::Relaxed)),
-        }
+        Self { weight: self.weight.clone(), bias: self.bias.clone(), fused_rows: self.fused_rows.clone() }
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on `x`'s device, its rows any distance apart: on a GPU without
@@ -275,6 +273,20 @@ impl CompressedLinear {
         match stripes.len() {
             1 => Ok(stripes.remove(0)),
             _ => Tensor::f_cat(&stripes, -1).about(subject),
+        }
+    }
+
+    /// Whether [`CompressedLinear::try_forward`] of `x` multiplies while it decodes. On a GPU this may measure, as a forward may.
+    ///
+    /// # Errors
+    /// As [`CompressedLinear::try_forward`].
+    pub fn is_fused(&self, x: &Tensor) -> Result<bool> {
+        self.check_input(x)?;
+        let batch = x.numel() / self.weight.shape()[1].max(1);
+        if x.device().is_cuda() {
+            self.is_fused_on_cuda(x, batch)
+        } else {
+            Ok(batch <= self.fused_rows(x.kind()))
         }
     }
 

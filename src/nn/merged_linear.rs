@@ -145,7 +145,7 @@ fn in_one_launch(parts: &[CompressedLinear], x: &Tensor, outputs: &[Tensor]) -> 
         return Ok(false);
     }
     for part in &ready {
-        if !part.prefers_fused(&launcher, x)? {
+        if !part.prefers_fused(&launcher, batch, x.kind())? {
             return Ok(false);
         }
     }

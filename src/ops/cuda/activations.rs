@@ -11,6 +11,7 @@ use super::weight::number;
 use crate::cuda::{arg, kernels, Launch};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
+use crate::rans::LANES;
 use crate::tile::GROUP_COLS;
 
 /// Where the kernel's loads begin.
@@ -105,7 +106,8 @@ impl Source {
 
     /// The rows as they are, if the kernel can read them.
     fn in_place(&self, subject: &str) -> Result<Option<Activations>> {
-        let aligned = self.address % ALIGN_BYTES == 0 && self.row_stride * HALF_BYTES % ALIGN_BYTES == 0;
+        let row_bytes = self.row_stride * HALF_BYTES;
+        let aligned = self.address.is_multiple_of(ALIGN_BYTES) && row_bytes.is_multiple_of(ALIGN_BYTES);
         if self.kind != Kind::Half || self.cols != self.padded_cols() || !aligned {
             return Ok(None);
         }
@@ -138,7 +140,8 @@ impl Source {
             cols: number(subject, self.cols)?,
             padded_cols: to.row_stride,
         };
-        let block = (self.padded_cols() / 4).next_multiple_of(32).clamp(32, 1024) as u32;
+        // Eight elements a thread.
+        let block = (self.padded_cols() / 8).next_multiple_of(LANES).min(1024) as u32;
         let launch = Launch { grid: [to.batch, 1, 1], block, shared_bytes: 0, overlap: true };
         let kernel = kernel(launcher, &kernels::ACTIVATIONS, symbol)?;
         // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes

@@ -20,9 +20,11 @@ struct Arguments {
     out_stride: u64,
     count: u32,
     words_bytes: u32,
+    element: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 104);
+const _: () = assert!(size_of::<Arguments>() == 112);
 
 /// Gathers the rows `indices` (contiguous `[count]`, `Int64`, on the weight's device) into `out` `[count, cols]` in FP32, FP16 or
 /// BF16, on the launcher's stream. An index outside the table gives a row of NaN: the host does not see the indices.
@@ -70,25 +72,20 @@ pub(crate) fn gather_rows(
         // The kernel counts tiles of rows.
         count: number(subject, count * facts.tiles_across).and(number(subject, count))?,
         words_bytes: number(subject, facts.words_bytes)?,
+        element: element as u32,
+        padding: 0,
     };
-    let kernel = kernel(launcher, &kernels::GATHER_ROWS, symbol(facts.layout, element))?;
+    let symbol = match facts.layout {
+        Layout::Fast => "gather_rows_fast",
+        Layout::Small => "gather_rows_small",
+    };
+    let kernel = kernel(launcher, &kernels::GATHER_ROWS, symbol)?;
     let launch = plan.launch(subject)?;
     // SAFETY: the one parameter is `Arguments`, whose size both sides check. The weight was checked on the host, is on this
     // device, and kept by the caller; the kernel bounds every read of it. It reads `count` indices, looks at each before
     // using it, and writes `count` rows of `out`; both were checked above. Shared memory: as the kernel divides it,
     // see `DecodePlan`.
     unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
-}
-
-fn symbol(layout: Layout, element: Element) -> &'static str {
-    match (layout, element) {
-        (Layout::Fast, Element::F32) => "gather_rows_fast_f32",
-        (Layout::Fast, Element::F16) => "gather_rows_fast_f16",
-        (Layout::Fast, Element::BF16) => "gather_rows_fast_bf16",
-        (Layout::Small, Element::F32) => "gather_rows_small_f32",
-        (Layout::Small, Element::F16) => "gather_rows_small_f16",
-        (Layout::Small, Element::BF16) => "gather_rows_small_bf16",
-    }
 }
 
 #[cfg(test)]
@@ -99,6 +96,6 @@ mod tests {
 
     #[test]
     fn the_mirror_has_the_offsets_of_the_kernel() {
-        assert_eq!((offset_of!(Arguments, indices), offset_of!(Arguments, words_bytes)), (72, 100));
+        assert_eq!((offset_of!(Arguments, indices), offset_of!(Arguments, element)), (72, 104));
     }
 }

@@ -13,5 +13,11 @@ mod weight;
 pub(crate) use decode_to_scratch::decode_to_scratch;
 pub(crate) use fused_linear::{can_fuse, fused_linear, FusedPart, MOST_ROWS};
 pub(crate) use gather_rows::gather_rows;
-pub(crate) use pool::{lend, Purpose};
+pub(crate) use pool::{lend, Purpose, Workspace};
 pub(crate) use weight::{CheckedWeight, DeviceWeight};
+
+use crate::cuda::{kernels, Source};
+
+/// The source files of this room, to be compiled at once.
+pub(crate) static SOURCES: [&Source; 4] =
+    [&kernels::ACTIVATIONS, &kernels::DECODE_TO_SCRATCH, &kernels::FUSED_LINEAR, &kernels::GATHER_ROWS];
