@@ -365,7 +365,7 @@ fn story(dir: &Path, device: Device, kind: Kind, prompts: &[&str], tokens: usize
 #[test]
 fn tells_the_story_that_the_cpu_tells() {
     gpu_or_skip!();
-    let Some(dir) = downloaded("stories15M") else { return };
+    let Some(dir) = downloaded("stories15M-bf16") else { return };
     let folder = tempfile::tempdir().unwrap();
     let compressed = folder.path().join("int8");
     compress(&dir, &compressed, &CompressOptions::default(), &mut |_| ()).unwrap();
