@@ -562,6 +562,48 @@ fn a_payload_damaged_on_the_device_is_an_error() {
     }
 }
 
+/// Damage that comes after the check, behind the module's back: whatever comes out, nothing may be read or written outside the
+/// buffers, which `compute-sanitizer` sees, and nothing may hang.
+#[test]
+fn damage_that_nobody_checks_stays_inside_the_buffers() {
+    need_gpu!();
+    for (shape, layout) in
+        [([100, 300], Layout::Fast), ([64, 2080], Layout::Fast), ([100, 300], Layout::Small)]
+    {
+        let compressed = compress(&heavy_tailed(&shape, 42), layout, 0.2);
+        let (vs, linear) = linear(&compressed, None);
+        let table = VarStore::new(CUDA);
+        let embedding = CompressedEmbedding::new(&(table.root() / "embed"), &compressed, Kind::Half).unwrap();
+        let ids = Tensor::arange(shape[0], (Kind::Int64, CUDA));
+        let x = random(&[20, shape[1]], 43).to_device(CUDA);
+        linear.set_fused_rows(usize::MAX);
+        let want = linear.try_forward(&x).unwrap();
+        for name in ["tiles", "payload"] {
+            let stores = [(&vs, "layer.weight"), (&table, "embed.weight")];
+            // A tensor of `data` has the same memory and a version of its own.
+            let buffers =
+                stores.map(|(vs, path)| vs.variables().remove(&format!("{path}.{name}")).unwrap().data());
+            let whole = buffers[0].copy();
+            for round in 0..30 {
+                tch::manual_seed(round);
+                let noise = Tensor::randint(256, [whole.numel() as i64], (Kind::Uint8, Device::Cpu));
+                let hit = Tensor::rand([whole.numel() as i64], (Kind::Float, Device::Cpu))
+                    .lt(0.5f64.powi(round as i32 % 8));
+                let damaged = whole.where_self(&hit.logical_not().to_device(CUDA), &noise.to_device(CUDA));
+                buffers.iter().for_each(|buffer| buffer.shallow_clone().copy_(&damaged));
+                for fused_rows in [0, usize::MAX] {
+                    linear.set_fused_rows(fused_rows);
+                    drop(linear.try_forward(&x).unwrap());
+                }
+                drop(embedding.try_forward(&ids).unwrap());
+                tch::Cuda::synchronize(0);
+            }
+            buffers.iter().for_each(|buffer| buffer.shallow_clone().copy_(&whole));
+        }
+        assert_same_bits(&linear.try_forward(&x).unwrap(), &want, &format!("{shape:?} {layout:?}"));
+    }
+}
+
 #[test]
 fn two_hundred_forwards_leave_the_memory_as_it_was() {
     need_gpu!();
