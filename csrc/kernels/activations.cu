@@ -1,13 +1,14 @@
 // x as the fused linears read it: rows of FP16, with zeros up to a whole group. One block a row.
 //
 // FP32 and BF16 reach further than FP16: a row is divided by the power of two that brings its largest magnitude to 2^14 or above,
-// below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest.
+// below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest. An FP32 row becomes
+// two, of 11 bits of each element's mantissa: the tensor cores take both at once.
 #include "element.cuh"
 
 // Mirrors `Arguments` of src/ops/cuda/activations.rs.
 struct Arguments {
     const void* x;    // rows of `x_stride` elements
-    u16* out;         // rows of `padded_cols` elements
+    u16* out;         // rows of `padded_cols` elements, PIECES for each of x
     int* exponents;   // null for FP16
     u64 x_stride;
     u32 cols, padded_cols;
@@ -71,13 +72,17 @@ __device__ __forceinline__ void bring_row(const Arguments& arguments, const type
     }
 }
 
-template <class E, bool SCALED>
+// The second piece of an element counts for 2^-11 of the first: what an FP16 leaves of an FP32 fits another.
+constexpr float SECOND_PIECE = 2048.0f;
+
+template <class E, bool SCALED, u32 PIECES>
 __device__ __forceinline__ void activations(const Arguments& arguments) {
     overlap_trigger();
     overlap_wait();
     const u32 row = blockIdx.x;
     const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
-    u16* out = arguments.out + u64(row) * arguments.padded_cols;
+    u16* out = arguments.out + u64(row) * PIECES * arguments.padded_cols;
+    u16* second = out + arguments.padded_cols;
     // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
     if (arguments.cols % 8 == 0 && aligned(x)) {
         bring_row<E, SCALED, 8>(arguments, x, out);
@@ -86,11 +91,11 @@ __device__ __forceinline__ void activations(const Arguments& arguments) {
     }
 }
 
-#define ACTIVATIONS(NAME, E, SCALED)                                                                          \
+#define ACTIVATIONS(NAME, E, SCALED, PIECES)                                                                         \
     extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Arguments arguments) { \
-        activations<E, SCALED>(arguments);                                                                 \
+        activations<E, SCALED, PIECES>(arguments);                                                             \
     }
 
-ACTIVATIONS(activations_f32, Fp32, true)
-ACTIVATIONS(activations_f16, Fp16, false)
-ACTIVATIONS(activations_bf16, Bf16, true)
+ACTIVATIONS(activations_f32, Fp32, true, 2)
+ACTIVATIONS(activations_f16, Fp16, false, 1)
+ACTIVATIONS(activations_bf16, Bf16, true, 1)

@@ -136,6 +136,7 @@ impl CompressedLinear {
         }
         let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
         let y = if x.device().is_cuda() {
+            let rows = with_neighboring_columns(&rows).about(subject)?;
             let shape = [rows.size()[0], out_features as i64];
             let y = Tensor::f_empty(shape, (x.kind(), x.device())).about(subject)?;
             self.forward_on_cuda(&rows, &y)?;
@@ -329,6 +330,14 @@ impl nn::Module for CompressedLinear {
     fn forward(&self, x: &Tensor) -> Tensor {
         self.try_forward(x).unwrap_or_else(|error| panic!("{error}"))
     }
+}
+
+/// `rows` itself, or a copy where its columns are apart.
+fn with_neighboring_columns(rows: &Tensor) -> std::result::Result<Tensor, tch::TchError> {
+    if rows.stride().last() == Some(&1) {
+        return Ok(rows.shallow_clone());
+    }
+    rows.f_contiguous()
 }
 
 thread_local! {

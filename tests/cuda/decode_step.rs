@@ -86,7 +86,7 @@ fn assert_close(got: &Tensor, wanted: &Tensor, what: &str) {
     let tolerance = match kind {
         Kind::Half => 1e-2,
         Kind::BFloat16 => 8e-2,
-        _ => 2e-5,
+        _ => 1e-4,
     };
     let (got, wanted) = (got.to_kind(Kind::Double), wanted.to_kind(Kind::Double));
     let scale = wanted.abs().max().double_value(&[]).max(1.0);

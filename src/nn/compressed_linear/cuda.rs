@@ -138,17 +138,8 @@ impl Ready<'_> {
         switch_over::measure(profile, launcher, takes, |rows| run(rows, true), |rows| run(rows, false))
     }
 
-    /// In pieces of as many rows as one launch takes.
     fn fused(&self, launcher: &Launcher, x: &Tensor, y: &Tensor) -> Result<()> {
-        let subject = self.linear.tensor_path();
-        let batch = x.size().first().copied().unwrap_or(0);
-        for start in (0..batch).step_by(MOST_ROWS) {
-            let rows = (batch - start).min(MOST_ROWS as i64);
-            let x = x.f_narrow(0, start, rows).about(subject)?;
-            let y = y.f_narrow(0, start, rows).about(subject)?;
-            fused_linear(launcher, &x, &[self.part(&y)?])?;
-        }
-        Ok(())
+        fused_linear(launcher, x, &[self.part(y)?])
     }
 
     /// Decodes into scratch, as many rows at a time as fit it, and multiplies.

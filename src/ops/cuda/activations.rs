@@ -1,7 +1,7 @@
 //! `x` as the fused kernel reads it: rows of FP16, with zeros up to a whole group.
 //!
 //! FP32 and BF16 reach further than FP16: their rows are divided by a power of two, each by its own, and the result is
-//! multiplied by it again.
+//! multiplied by it again. An FP32 row becomes two, of 11 bits of each element's mantissa.
 
 use tch::{Kind, Tensor};
 
@@ -26,7 +26,19 @@ pub(super) struct Activations {
     pub(super) exponents: u64,
     /// In elements.
     pub(super) row_stride: u32,
-    pub(super) batch: u32,
+    /// Rows, all pieces counted.
+    pub(super) rows: u32,
+    /// Rows for one of `x`.
+    pub(super) pieces: u32,
+}
+
+/// Rows that one of `x` in `kind` becomes.
+pub(super) fn pieces(kind: Kind) -> usize {
+    if kind == Kind::Float {
+        2
+    } else {
+        1
+    }
 }
 
 /// Mirrors `Arguments` of `csrc/kernels/activations.cu`.
@@ -56,15 +68,17 @@ pub(super) fn with_activations<R>(
         return work(&activations);
     }
     let row_bytes = source.padded_cols() * HALF_BYTES;
-    let bytes = source.batch * (row_bytes + size_of::<i32>());
+    let rows = source.batch * pieces(source.kind);
+    let bytes = rows * row_bytes + source.batch * size_of::<i32>();
     lend(launcher, Purpose::Activations, bytes, subject, |buffer| {
         let address = buffer.data_ptr() as u64;
-        let exponents = address + (source.batch * row_bytes) as u64;
+        let exponents = address + (rows * row_bytes) as u64;
         let activations = Activations {
             address,
             exponents: if source.kind == Kind::Half { 0 } else { exponents },
             row_stride: number(subject, source.padded_cols())?,
-            batch: number(subject, source.batch)?,
+            rows: number(subject, rows)?,
+            pieces: pieces(source.kind) as u32,
         };
         source.bring(launcher, &activations, subject)?;
         work(&activations)
@@ -115,7 +129,8 @@ impl Source {
             address: self.address as u64,
             exponents: 0,
             row_stride: number(subject, self.row_stride)?,
-            batch: number(subject, self.batch)?,
+            rows: number(subject, self.batch)?,
+            pieces: 1,
         }))
     }
 
@@ -142,10 +157,11 @@ impl Source {
         };
         // Eight elements a thread.
         let block = (self.padded_cols() / 8).next_multiple_of(LANES).min(1024) as u32;
-        let launch = Launch { grid: [to.batch, 1, 1], block, shared_bytes: 0, overlap: true };
+        let launch =
+            Launch { grid: [number(subject, self.batch)?, 1, 1], block, shared_bytes: 0, overlap: true };
         let kernel = kernel(launcher, &kernels::ACTIVATIONS, symbol)?;
         // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes
-        // `padded_cols` halves and one exponent for each row: the pool lent room for them. Both live on the launcher's
+        // `padded_cols` halves for each piece and one exponent for each row: the pool lent room for them. Both live on the launcher's
         // stream: the caller's tensor by libtorch's rule, the pool's buffer by its own.
         unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     }

@@ -2,13 +2,13 @@
 
 use tch::{Kind, Tensor};
 
-use super::activations::{with_activations, Activations};
+use super::activations::{pieces, with_activations, Activations};
 use super::launch::{kernel, Element, Limits, Rows};
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
 use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Launch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;
 use crate::rans::LANES;
 use crate::tile::STRIPE_ROWS;
@@ -55,9 +55,11 @@ struct Arguments {
     table_bytes: u32,
     words_bytes: u32,
     slots: u32,
+    x_pieces: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 344);
+const _: () = assert!(size_of::<Arguments>() == 352);
 
 /// One weight of a launch, and where its product goes.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +75,9 @@ pub(crate) struct FusedPart<'a> {
 /// one cut into tiles, at most [`MOST_ROWS`] rows, no tile that codes differences, and tables that leave room beside them.
 pub(crate) fn can_fuse(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
     let here = weights.iter().all(|weight| weight.ordinal() == launcher.device.ordinal);
-    here && Plan::new(Limits::of(launcher), &facts(weights), batch).is_some()
+    // An FP32 row of x becomes two.
+    let fits = |rows| Plan::new(Limits::of(launcher), &facts(weights), rows).is_some();
+    here && fits(batch) && fits((2 * batch).min(MOST_ROWS))
 }
 
 /// Whether one launch can multiply all of `weights` and is expected to take no longer than one launch for each: the tables of
@@ -103,8 +107,13 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
             format!("input is {size:?} on {:?}, wanted [batch, {cols}] on {device:?}", x.device()),
         ));
     }
+    let at_once = (MOST_ROWS / pieces(x.kind())) as i64;
+    if size[0] > at_once {
+        return in_pieces(launcher, x, parts, at_once);
+    }
     let weights: Vec<&DeviceWeight> = parts.iter().map(|part| part.weight).collect();
-    let Some(plan) = Plan::new(Limits::of(launcher), &facts(&weights), size[0] as usize) else {
+    let rows = size[0] as usize * pieces(x.kind());
+    let Some(plan) = Plan::new(Limits::of(launcher), &facts(&weights), rows) else {
         return Err(Error::unsupported(
             subject,
             "can't be multiplied while it is decoded; decode it into scratch",
@@ -126,6 +135,26 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
         // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
         unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     })
+}
+
+/// `at_once` rows of x after the other: every piece decodes the weights anew.
+fn in_pieces(launcher: &Launcher, x: &Tensor, parts: &[FusedPart], at_once: i64) -> Result<()> {
+    let batch = x.size()[0];
+    for start in (0..batch).step_by(at_once as usize) {
+        let cut = |tensor: &Tensor, subject: &str| {
+            tensor.f_narrow(0, start, at_once.min(batch - start)).about(subject)
+        };
+        let subject = |part: &FusedPart| part.weight.subject().to_owned();
+        let outputs =
+            parts.iter().map(|part| cut(part.y, &subject(part))).collect::<Result<Vec<Tensor>>>()?;
+        let own: Vec<FusedPart> = parts
+            .iter()
+            .zip(&outputs)
+            .map(|(part, y)| FusedPart { weight: part.weight, bias: part.bias, y })
+            .collect();
+        fused_linear(launcher, &cut(x, "input")?, &own)?;
+    }
+    Ok(())
 }
 
 /// Where the products go.
@@ -200,7 +229,7 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         part_count: parts.len() as u32,
         bands: number(subject, plan.bands)?,
         tiles_across: number(subject, plan.tiles_across)?,
-        batch: x.batch,
+        batch: x.rows,
         x: x.address,
         x_exponents: x.exponents,
         x_stride: x.row_stride,
@@ -209,6 +238,8 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         table_bytes: number(subject, plan.table_bytes)?,
         words_bytes: number(subject, plan.words_bytes)?,
         slots: number(subject, plan.slots)?,
+        x_pieces: x.pieces,
+        padding: 0,
     })
 }
 
