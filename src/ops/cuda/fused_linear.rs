@@ -8,7 +8,7 @@ use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
 use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Launch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;
 use crate::rans::LANES;
 use crate::tile::STRIPE_ROWS;
@@ -87,7 +87,7 @@ fn facts(weights: &[&DeviceWeight]) -> Vec<WeightFacts> {
 }
 
 /// `x` `[batch, cols]` in FP32, FP16 or BF16 to the `y` of every part, on the launcher's stream. The result does not depend on the
-/// launch, nor a row's on the other rows.
+/// launch, nor a row's on the other rows. Allocates only where the columns of `x` are apart.
 ///
 /// # Errors
 /// `Unsupported` where [`can_fuse`] says no, `InvalidArgument` for a tensor of another shape, dtype or device.
@@ -111,6 +111,8 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
         ));
     };
     let output = Output::of(parts, size[0] as usize, device)?;
+    let neighbors = cols == 1 || x.stride().last() == Some(&1);
+    let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
     with_activations(launcher, x, subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
         let kernel = kernel(launcher, &kernels::FUSED_LINEAR, plan.symbol)?;
