@@ -51,43 +51,46 @@ __device__ __forceinline__ int row_exponent(const typename E::Type* x, u32 cols)
     return most == 0 ? 0 : exponent_of(most) - LARGEST_EXPONENT;
 }
 
-template <class E, bool SCALED, int COUNT>
+// The second piece of an element counts for 2^-11 of the first: what an FP16 leaves of an FP32 fits another.
+constexpr float SECOND_PIECE = 2048.0f;
+
+template <class E, bool SCALED, int PIECES, int COUNT>
 __device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u16* out) {
     const int exponent = SCALED ? row_exponent<E, COUNT>(x, arguments.cols) : 0;
     if (SCALED && threadIdx.x == 0) arguments.exponents[blockIdx.x] = exponent;
     for (u32 col = COUNT * threadIdx.x; col < arguments.padded_cols; col += COUNT * blockDim.x) {
-        Pack<Fp16, COUNT> halves = Pack<Fp16, COUNT>::zero();
+        Pack<Fp16, COUNT> halves = Pack<Fp16, COUNT>::zero(), rests = halves;
         if (col < arguments.cols) {
             const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
                 if constexpr (SCALED) {
-                    halves.set(i, ldexpf(pack[i], -exponent));
+                    const float value = ldexpf(pack[i], -exponent);
+                    halves.set(i, value);
+                    // What is not finite has no rest.
+                    if (fabsf(value) < 65536.0f) rests.set(i, (value - halves[i]) * SECOND_PIECE);
                 } else {
                     halves.elements[i] = pack.elements[i];
                 }
             }
         }
         halves.store(out + col);
+        if (PIECES == 2) rests.store(out + arguments.padded_cols + col);
     }
 }
 
-// The second piece of an element counts for 2^-11 of the first: what an FP16 leaves of an FP32 fits another.
-constexpr float SECOND_PIECE = 2048.0f;
-
-template <class E, bool SCALED, u32 PIECES>
+template <class E, bool SCALED, int PIECES>
 __device__ __forceinline__ void activations(const Arguments& arguments) {
     overlap_trigger();
     overlap_wait();
     const u32 row = blockIdx.x;
     const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
     u16* out = arguments.out + u64(row) * PIECES * arguments.padded_cols;
-    u16* second = out + arguments.padded_cols;
     // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
     if (arguments.cols % 8 == 0 && aligned(x)) {
-        bring_row<E, SCALED, 8>(arguments, x, out);
+        bring_row<E, SCALED, PIECES, 8>(arguments, x, out);
     } else {
-        bring_row<E, SCALED, 1>(arguments, x, out);
+        bring_row<E, SCALED, PIECES, 1>(arguments, x, out);
     }
 }
 

@@ -61,6 +61,14 @@ fn force_fused(linear: &Linear) {
     }
 }
 
+/// The same but for the order of sums: how libtorch multiplies depends on how the rows of the output are aligned.
+#[track_caller]
+fn assert_close(got: &Tensor, want: &Tensor) {
+    let [got, want] = [got, want].map(|tensor| tensor.to_kind(Kind::Double));
+    let error = ((got - &want).abs().max() / want.abs().max()).double_value(&[]);
+    assert!(error < 2e-3, "{error}");
+}
+
 #[test]
 fn merged_layers_are_the_single_ones_bit_for_bit() {
     let _ = gpu_or_skip!();
@@ -72,11 +80,10 @@ fn merged_layers_are_the_single_ones_bit_for_bit() {
             let v = linear(&vs, "value", [77, cols], layout, true);
             let merged = MergedLinear::new(&[&q, &k, &v]).unwrap();
             assert!(matches!(merged, MergedLinear::Compressed(_)));
+            merged.set_fused_rows(usize::MAX);
+            [&q, &k, &v].into_iter().for_each(force_fused);
             for kind in [Kind::Half, Kind::BFloat16, Kind::Float] {
                 for batch in [1, 2, 8, 11, 64] {
-                    // More go through scratch, where libtorch's sums depend on the distance of the rows.
-                    merged.set_fused_rows(usize::MAX);
-                    [&q, &k, &v].iter().for_each(|part| force_fused(part));
                     let x = input(batch, cols, kind);
                     let y = poisoned([batch, 512 + 128 + 77], kind);
                     merged.forward_into(&x, &y).unwrap();
@@ -100,7 +107,7 @@ fn layers_that_cannot_share_a_launch_run_one_after_the_other() {
         let width = parts.iter().map(|part| part.shape()[0] as i64).sum();
         let y = poisoned([3, width], Kind::Half);
         MergedLinear::new(&parts).unwrap().forward_into(&x, &y).unwrap();
-        assert_eq!(y, one_by_one(&parts, &x));
+        assert_close(&y, &one_by_one(&parts, &x));
     }
 }
 
@@ -112,12 +119,11 @@ fn outputs_may_be_columns_of_a_wider_tensor() {
     let Linear::Compressed(compressed) = &linear else { panic!("compressed") };
     for fused_rows in [0, usize::MAX] {
         compressed.set_fused_rows(fused_rows);
-        // Through scratch, libtorch's sums of more rows depend on the distance of the outputs' rows.
-        for batch in if fused_rows == 0 { [1, 1, 1] } else { [1, 5, 70] } {
+        for batch in [1, 5, 70] {
             let x = input(batch, 320, Kind::Half);
             let wide = Tensor::zeros([batch, 130], (Kind::Half, CUDA));
             linear.forward_into(&x, &wide.narrow(1, 17, 100)).unwrap();
-            assert_eq!(wide.narrow(1, 17, 100), linear.try_forward(&x).unwrap());
+            assert_close(&wide.narrow(1, 17, 100), &linear.try_forward(&x).unwrap());
             let beside =
                 wide.narrow(1, 0, 17).abs().sum(Kind::Float) + wide.narrow(1, 117, 13).abs().sum(Kind::Float);
             assert_eq!(beside.double_value(&[]), 0.0, "nothing beside it is written");

@@ -91,7 +91,7 @@ fn facts(weights: &[&DeviceWeight]) -> Vec<WeightFacts> {
 }
 
 /// `x` `[batch, cols]` in FP32, FP16 or BF16 to the `y` of every part, on the launcher's stream. The result does not depend on the
-/// launch, nor a row's on the other rows.
+/// launch, nor a row's on the other rows. Allocates only where the columns of `x` are apart.
 ///
 /// # Errors
 /// `Unsupported` where [`can_fuse`] says no, `InvalidArgument` for a tensor of another shape, dtype or device.
@@ -120,6 +120,8 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
         ));
     };
     let output = Output::of(parts, size[0] as usize, device)?;
+    let neighbors = cols == 1 || x.stride().last() == Some(&1);
+    let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
     with_activations(launcher, x, subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
         let kernel = kernel(launcher, &kernels::FUSED_LINEAR, plan.symbol)?;
