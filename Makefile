@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test check bench doc clean-cache
+.PHONY: help setup models demo test test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -19,6 +19,15 @@ models: setup # a model that cannot be had does not fail the build: the tests th
 test: models ## every test
 	cargo test
 
+test-cuda: models ## the tests that need a GPU; they skip, with a message, where there is none
+	cargo test --test cuda -- --test-threads=1 --nocapture
+	cargo test --lib -- --test-threads=1 --nocapture cuda transformer
+
+test-cuda-binary: setup ## the same as one stripped binary, target/cuda-tests, for a machine with a GPU and without cargo
+	@binary=$$(cargo test --release --no-run --test cuda --message-format=json | \
+	sed -n 's/.*"executable":"\([^"]*\/cuda-[^"]*\)".*/\1/p' | tail -n 1) && \
+	strip -o target/cuda-tests "$$binary" && echo "run it there with: LD_LIBRARY_PATH=TORCH/lib:TORCH/../nvidia/cu13/lib ./cuda-tests --test-threads=1"
+
 check: models ## everything a change must pass: format, lints, documentation, tests, licenses
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
@@ -31,6 +40,11 @@ bench: models ## the numbers: ratios, speeds, perplexity
 	@scripts/fetch_wikitext.sh
 	@scripts/fetch_whisper.sh
 	cargo bench
+
+bench-cuda: setup ## the numbers of a GPU: layers of Llama-3.1-8B, and a random model of that shape that generates
+	cargo run --release -- bench --device cuda --bits 5.3
+	cargo run --release -- bench --device cuda --bits 6.2
+	cargo run --release -- bench generate --config 8b --bits 5.3
 
 doc: setup ## the library's documentation, in target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps

@@ -23,6 +23,11 @@ struct WarpMemory {
     u32 tables;       // address of the block's first decode table
 };
 
+// What a tile stores for each lane: the state it begins with and its number of words.
+struct LaneHead {
+    u32 state, length;
+};
+
 // A tile whose words are on their way into shared memory.
 struct OpenTile {
     Tile tile;
@@ -30,30 +35,40 @@ struct OpenTile {
     u32 word_count;
     Lane lane;
 
-    // Starts to copy the words and reads the lane's state.
+    // Starts to copy the words, reads the lane's state and finds its first word.
     __device__ __forceinline__ void open(const Weight& weight, const Tile& of, const WarpMemory& memory, u32 lane_index) {
+        const LaneHead head = begin(weight, of, memory, lane_index);
+        place(head, memory, lane_index);
+    }
+
+    // The first half of `open`: what comes back is on its way.
+    __device__ __forceinline__ LaneHead begin(const Weight& weight, const Tile& of, const WarpMemory& memory, u32 lane_index) {
         tile = of;
         sections = sections_of(tile, weight.layout);
-        word_count = 0;
-        lane.begin(memory.words);
         // No lane reads the words of the tile before any more.
         __syncwarp();
-        if (!sections.valid) return;
+        if (!sections.valid) return {0, 0};
         // Behind the words, of which there may be none, are the escapes.
         copy_words(weight, memory, lane_index);
-        if (!tile.has_symbols()) return;
+        if (!tile.has_symbols()) return {0, 0};
         const u8* heads = weight.payload + tile.begin;
-        lane.state = __ldg(reinterpret_cast<const u32*>(heads) + lane_index);
         const u8* lengths = heads + 4 * LANES;
-        const u32 length = tile.wide_lengths ? __ldg(reinterpret_cast<const u16*>(lengths) + lane_index) : __ldg(lengths + lane_index);
-        u32 sum = length;
+        const u32 state = __ldg(reinterpret_cast<const u32*>(heads) + lane_index);
+        if (tile.wide_lengths) return {state, __ldg(reinterpret_cast<const u16*>(lengths) + lane_index)};
+        return {state, __ldg(lengths + lane_index)};
+    }
+
+    // The second half: a lane's words follow those of the lanes before.
+    __device__ __forceinline__ void place(const LaneHead& head, const WarpMemory& memory, u32 lane_index) {
+        u32 sum = head.length;
 #pragma unroll
         for (u32 distance = 1; distance < LANES; distance *= 2) {
             const u32 below = __shfl_up_sync(~0u, sum, distance);
             if (lane_index >= distance) sum += below;
         }
         word_count = __shfl_sync(~0u, sum, LANES - 1);
-        lane.address += min_u32(2 * (sum - length), memory.words_bytes);
+        lane.begin(memory.words + min_u32(2 * (sum - head.length), memory.words_bytes));
+        lane.state = head.state;
     }
 
 private:

@@ -309,34 +309,56 @@ __device__ __noinline__ void finish_stripe(const Arguments& arguments, const Tur
 }
 
 // The escapes behind the words of an open tile. The host makes room for all of a tile's; whatever passes it is left out.
-__device__ __forceinline__ SharedEscapes shared_escapes(const OpenTile& open, const WarpMemory& memory) {
-    const Tile& tile = open.tile;
-    const u32 positions = 2 * open.word_count, values = positions + 2 * tile.escapes;
-    const bool fits = open.sections.valid && values + tile.escapes * (tile.wide_escapes ? 2 : 1) <= memory.words_bytes;
+__device__ __forceinline__ SharedEscapes shared_escapes(const Tile& tile, bool valid, u32 word_count, const WarpMemory& memory) {
+    const u32 positions = 2 * word_count, values = positions + 2 * tile.escapes;
+    const bool fits = valid && values + tile.escapes * (tile.wide_escapes ? 2 : 1) <= memory.words_bytes;
     return {memory.words + positions, memory.words + values, fits ? tile.escapes : 0, tile.wide_escapes};
 }
 
-// Decodes and multiplies one tile.
-template <u32 LAYOUT, u32 NB>
-__device__ __forceinline__ void run_task(const Arguments& arguments, const Task& task, u32 task_index, const WarpMemory& memory,
-                                         const Turnstile<NB>& turnstile, u32 lane) {
-    const Part& part = arguments.parts[task.part];
-    const Tile tile = tile_of(arguments, task);
+// What is kept of a tile whose words are on their way: the rest is found again by the number of its task.
+struct Opened {
+    u32 task_index;
+    LaneHead head;
+};
+
+// All of this is of the weights alone, which no kernel writes.
+__device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task_index, const WarpMemory& memory, u32 lane) {
+    const Task task = task_at(arguments, task_index);
+    if (task.empty) return {task_index, {0, 0}};
     OpenTile open;
-    // All of this is of the weights alone, which no kernel writes.
-    open.open(part.weight, tile, memory, lane);
+    return {task_index, open.begin(arguments.parts[task.part].weight, tile_of(arguments, task), memory, lane)};
+}
+
+__device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
+    u32 index = 0;
+    if (lane == 0) index = atomicAdd(next_task, 1);
+    return __shfl_sync(~0u, index, 0);
+}
+
+// Decodes and multiplies an opened tile. Opens the next one as soon as the words of this are used up: they are on their way while
+// the sums wait for their turn.
+template <u32 LAYOUT, u32 NB>
+__device__ __forceinline__ Opened run_task(const Arguments& arguments, const Task& task, const Opened& opened, const WarpMemory& memory,
+                                           const Turnstile<NB>& turnstile, u32* next_task, u32 lane) {
+    const Part& part = arguments.parts[task.part];
+    OpenTile open;
+    open.tile = tile_of(arguments, task);
+    open.sections = sections_of(open.tile, LAYOUT);
+    open.place(opened.head, memory, lane);
+    const Tile& tile = open.tile;
+    const Sections& sections = open.sections;
     const u32 table = part.first_table + (tile.has_symbols() ? tile.table : 0);
     const u32 table_address = memory.tables + table * (4u << scale_bits(LAYOUT));
-    const u8* raw = part.weight.payload + open.sections.raw;
-    const bool valid = open.sections.valid;
-    const SharedEscapes escapes = shared_escapes(open, memory);
+    const u8* raw = part.weight.payload + sections.raw;
+    const SharedEscapes escapes = shared_escapes(tile, sections.valid, open.word_count, memory);
     Lane own = open.lane;
     MultiplySink<NB> sink;
+    Opened next = {};
 #pragma unroll 1
     for (u32 stripe = 0; stripe < tile.stripes(); stripe++) {
         sink.start(arguments, tile.col, lane);
         sink.clear();
-        if (valid) raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+        if (sections.valid) raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
         // A copy, so that only it lives in memory.
         float sums[NB][4];
 #pragma unroll
@@ -344,8 +366,10 @@ __device__ __forceinline__ void run_task(const Arguments& arguments, const Task&
 #pragma unroll
             for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
         if (escapes.count > 0) add_escapes<NB>(arguments, escapes, tile.col, tile.cols, stripe, sums);
-        finish_stripe<NB>(arguments, turnstile, task_index, stripe, sums);
+        if (stripe + 1 == tile.stripes()) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
+        finish_stripe<NB>(arguments, turnstile, opened.task_index, stripe, sums);
     }
+    return next;
 }
 
 // Shared memory: tables, the warps' words, sums and turns of the turnstile, the next task.
@@ -368,12 +392,15 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     overlap_trigger();
     const WarpMemory memory = {base + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes, base};
     const Turnstile<NB> turnstile = {sums, shared_address(turns), arguments.slots, arguments.tiles_across};
-    for (u32 index = warp;;) {
-        const Task task = task_at(arguments, index);
+    Opened opened = open_task(arguments, warp, memory, lane);
+    while (true) {
+        const Task task = task_at(arguments, opened.task_index);
         if (task.none) break;
-        if (!task.empty) run_task<LAYOUT, NB>(arguments, task, index, memory, turnstile, lane);
-        if (lane == 0) index = atomicAdd(next_task, 1);
-        index = __shfl_sync(~0u, index, 0);
+        if (task.empty) {
+            opened = open_task(arguments, claim_task(next_task, lane), memory, lane);
+        } else {
+            opened = run_task<LAYOUT, NB>(arguments, task, opened, memory, turnstile, next_task, lane);
+        }
     }
 }
 

@@ -35,8 +35,9 @@ impl TileShape {
     /// The shape for a `rows x cols` matrix.
     ///
     /// A tile costs about 110 bytes of states, lane lengths and header whatever it holds: 0.06 bit a weight at
-    /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once. Where single
-    /// rows are looked up (`row_access`, an embedding) a tile is one stripe high.
+    /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once. The width depends on
+    /// the columns alone: matrices that read the same input (q, k and v) can share a launch on a GPU. Where single rows
+    /// are looked up (`row_access`, an embedding) a tile is one stripe high.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let target = match layout {
             Layout::Fast => 1 << 14,

@@ -243,7 +243,7 @@ fn escapes_and_differences_count_in_both_paths() {
                     for fused_rows in [0, usize::MAX] {
                         linear.set_fused_rows(fused_rows);
                         let error = row_error(&linear.try_forward(&x.to_device(CUDA)).unwrap(), &want);
-                        assert!(error < 1e-5, "{shape:?} {layout:?} {batch} {fused_rows}: {error}");
+                        assert!(error < 3e-5, "{shape:?} {layout:?} {batch} {fused_rows}: {error}");
                     }
                 }
             }
