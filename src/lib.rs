@@ -4,7 +4,6 @@
 
 pub mod checkpoint;
 pub mod codec;
-#[allow(dead_code, unused_imports, reason = "the CUDA operators use the rest of it")]
 pub mod cuda;
 pub mod error;
 pub mod model;

@@ -24,7 +24,6 @@ pub(crate) struct Device {
     /// The most that one block may have, after asking for it by `Kernel::set_shared_bytes`.
     pub(crate) shared_bytes_per_block: usize,
     pub(crate) shared_bytes_per_multiprocessor: usize,
-    pub(crate) l2_bytes: usize,
     context: Context,
     modules: Modules,
 }
@@ -99,7 +98,6 @@ impl Device {
             shared_bytes_per_multiprocessor: number(
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
             )? as usize,
-            l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
             context: Context(context),
             modules: Modules::new(target),
         })

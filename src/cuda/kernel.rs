@@ -70,21 +70,6 @@ impl Kernel {
         unsafe { function::set_function_attribute(self.function, attribute, value) }.about(self.symbol)
     }
 
-    /// Registers of a thread, and bytes of local memory of a thread: more than none means that registers spill.
-    pub(crate) fn attributes(&self) -> Result<(u32, u32)> {
-        let registers = self.attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?;
-        let local_bytes = self.attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?;
-        Ok((registers, local_bytes))
-    }
-
-    fn attribute(&self, attribute: CUfunction_attribute) -> Result<u32> {
-        let _entered = self.device.enter()?;
-        // SAFETY: the function's module is never unloaded.
-        let value =
-            unsafe { function::get_function_attribute(self.function, attribute) }.about(self.symbol)?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    }
-
     /// How many blocks of this shape a multiprocessor holds at once.
     pub(crate) fn occupancy(&self, block_threads: u32, shared_bytes: usize) -> Result<u32> {
         let threads = i32::try_from(block_threads).unwrap_or(i32::MAX);

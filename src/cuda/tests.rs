@@ -109,8 +109,6 @@ fn an_unknown_device_is_an_error_about_it() {
 fn a_kernel_tells_its_resources() {
     let device = gpu_or_skip!();
     let kernel = device.kernel(&AXPY, "axpy").unwrap();
-    let (registers, local_bytes) = kernel.attributes().unwrap();
-    assert!(registers > 0 && local_bytes == 0, "{registers} registers, {local_bytes} bytes");
     assert!(kernel.occupancy(128, 0).unwrap() >= 8);
     kernel.set_shared_bytes(device.shared_bytes_per_block).unwrap();
     assert_eq!(kernel.occupancy(128, device.shared_bytes_per_block).unwrap(), 1);
