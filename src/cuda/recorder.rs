@@ -58,8 +58,10 @@ impl Recorder {
         let (device, stream) = (self.device, self.stream);
         device.synchronize(device.current_stream()?)?;
         let graph = device.with_stream(stream, || {
-            work()?;
-            device.synchronize(stream)?;
+            let rehearsed = work();
+            // Also after an error: what is on its way may write to memory that the caller gives back now.
+            let done = device.synchronize(stream);
+            rehearsed.and(done)?;
             Graph::capture(device, stream, &mut work)
         })?;
         Ok(Recording { device, stream, graph, timer: EventTimer::new(device)? })

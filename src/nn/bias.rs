@@ -105,6 +105,12 @@ impl Bias {
         self.state.read().unwrap_or_else(PoisonError::into_inner).bytes.numel()
     }
 
+    /// Changes when the buffer is another or has been written to.
+    pub fn version(&self) -> Result<BufferVersion> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        BufferVersion::of(&state.bytes, &self.path)
+    }
+
     /// The bias `[out_features]` as `kind` (FP32, FP16 or BF16) on the device of its buffer: read from the bytes once and again
     /// only where they have changed.
     pub fn tensor(&self, kind: Kind) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use crate::error::{Result, TorchContext};
 
 /// Tells whether a buffer is still the one that was prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BufferVersion {
+pub(crate) struct BufferVersion {
     kind: Kind,
     address: usize,
     version: i64,
@@ -14,7 +14,7 @@ pub(super) struct BufferVersion {
 
 impl BufferVersion {
     /// The version of `buffer` now. `subject` is its path.
-    pub(super) fn of(buffer: &Tensor, subject: &str) -> Result<Self> {
+    pub(crate) fn of(buffer: &Tensor, subject: &str) -> Result<Self> {
         Ok(Self {
             kind: buffer.kind(),
             address: buffer.data_ptr() as usize,

@@ -137,13 +137,28 @@ impl CompressedWeight {
 
     /// Bytes of the buffers.
     pub fn bytes(&self) -> usize {
+        let _readers = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.buffers.iter().map(Tensor::numel).sum()
     }
 
     /// Where the buffers are.
     pub fn device(&self) -> Device {
+        // Another thread may be turning them back into bytes.
+        let _readers = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.device_under_lock()
+    }
+
+    /// As [`Self::device`], for who holds the lock.
+    fn device_under_lock(&self) -> Device {
         let [.., payload] = &self.buffers;
         payload.device()
+    }
+
+    /// Changes when the payload is another or has been written to.
+    pub fn version(&self) -> Result<BufferVersion> {
+        let _readers = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let [.., payload] = &self.buffers;
+        BufferVersion::of(payload, &self.tensor_path)
     }
 
     /// Calls `work` with the checked weight, which is on the CPU; makes tables and scales first where the buffers have changed.
@@ -235,7 +250,7 @@ impl CompressedWeight {
 
     /// Checks the buffers, wherever they are.
     fn form(&self) -> Result<Form> {
-        if !self.device().is_cuda() {
+        if !self.device_under_lock().is_cuda() {
             let view = view_of(&self.tensor_path, &self.buffers)?;
             view.verify_checksum()?;
             return Ok(Form::Host { tables: DecodeTables::new(&view)?, scales: view.scales()? });
@@ -252,7 +267,7 @@ impl CompressedWeight {
         let weight = DeviceWeight::new(checked, &self.buffers)?;
         // Kernels read weights before they wait for the launches ahead of them, and on streams that know nothing of this one's
         // copies.
-        let launcher = Launcher::on(self.device())?;
+        let launcher = Launcher::on(self.device_under_lock())?;
         launcher.device.prepare(&SOURCES)?;
         launcher.device.synchronize(launcher.stream)?;
         Ok(Form::Device(weight))

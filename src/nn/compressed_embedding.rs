@@ -5,6 +5,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use tch::{nn, Kind, Tensor};
 
+use super::byte_buffer::BufferVersion;
 use super::compressed::{CompressedWeight, DecodeCounters};
 use super::compressed_linear::CompressedLinear;
 use crate::codec::CompressedTensor;
@@ -85,6 +86,7 @@ impl CompressedEmbedding {
     fn gather_on_cuda(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
         let prepared = self.weight.prepared()?;
         let weight = prepared.device_weight().ok_or_else(|| self.weight.elsewhere(tokens.device()))?;
+        cuda::keep(prepared.clone());
         cuda::gather_rows(&Launcher::on(tokens.device())?, weight, tokens, out)
     }
 
@@ -113,6 +115,11 @@ impl CompressedEmbedding {
         }
         let rows = self.try_forward(tokens)?;
         out.shallow_clone().f_copy_(&rows).about(self.weight.tensor_path())
+    }
+
+    /// Changes when the table is another or has been written to.
+    pub(super) fn version(&self) -> Result<BufferVersion> {
+        self.weight.version()
     }
 
     /// `[vocab, hidden]`.

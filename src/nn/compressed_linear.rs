@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use tch::{nn, Device, Kind, Tensor};
 
 use super::bias::Bias;
+use super::byte_buffer::BufferVersion;
 use super::compressed::{check_new, CompressedWeight, DecodeCounters};
 use crate::codec::CompressedTensor;
 use crate::error::{Error, Result, TorchContext};
@@ -103,6 +104,7 @@ impl CompressedLinear {
     pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         let compute = || {
             self.check_input(x)?;
+            super::check_output(self.weight.tensor_path(), x, y, self.weight.shape()[0])?;
             if x.device().is_cuda() {
                 return self.forward_on_cuda(x, y);
             }
@@ -289,6 +291,15 @@ impl CompressedLinear {
         } else {
             Ok(batch <= self.fused_rows(x.kind()))
         }
+    }
+
+    /// The versions of weight and bias.
+    pub(super) fn versions(&self) -> Result<Vec<BufferVersion>> {
+        let mut versions = vec![self.weight.version()?];
+        if let Some(bias) = &self.bias {
+            versions.push(bias.version()?);
+        }
+        Ok(versions)
     }
 
     /// `[out_features, in_features]`.

@@ -1,5 +1,6 @@
 //! The uncompressed layers: what the compressed ones are measured and checked against.
 
+use super::byte_buffer::BufferVersion;
 use tch::{nn::Module, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchContext};
@@ -43,6 +44,7 @@ impl DenseLinear {
     /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on the current stream, without allocating: `linear` would
     /// make its own output, and with a bias its own workspace.
     pub(crate) fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        super::check_output(&self.tensor_path, x, y, self.shape()[0])?;
         let multiply = || {
             let _ = x.f_mm_out(y, &self.weight.f_tr()?)?;
             if let Some(bias) = &self.bias {
@@ -89,6 +91,15 @@ impl DenseLinear {
             }
         };
         Self::new(path, weight, bias)
+    }
+
+    /// The versions of weight and bias.
+    pub(super) fn versions(&self) -> Result<Vec<BufferVersion>> {
+        [Some(&self.weight), self.bias.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|tensor| BufferVersion::of(tensor, &self.tensor_path))
+            .collect()
     }
 
     /// `[out_features, in_features]`.
@@ -143,6 +154,11 @@ impl DenseEmbedding {
     pub(crate) fn forward_into(&self, tokens: &Tensor, out: &Tensor) -> Result<()> {
         embedding(&Launcher::on(out.device())?, tokens, &self.weight, out)
             .map_err(|error| error.about(&*self.tensor_path))
+    }
+
+    /// Changes when the table is another or has been written to.
+    pub(super) fn version(&self) -> Result<BufferVersion> {
+        BufferVersion::of(&self.weight, &self.tensor_path)
     }
 
     /// `[vocab, hidden]`.

@@ -12,6 +12,7 @@ mod merged_linear;
 mod switch_over;
 
 pub(crate) use bias::Bias;
+pub(crate) use byte_buffer::BufferVersion;
 pub use compressed::DecodeCounters;
 pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
@@ -20,7 +21,7 @@ pub use merged_linear::MergedLinear;
 
 use tch::Tensor;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A linear layer, `y = x W^T + bias`, with its weight dense or compressed.
 #[derive(Debug)]
@@ -45,6 +46,14 @@ impl Linear {
         match self {
             Self::Dense(linear) => linear.forward_into(x, y),
             Self::Compressed(linear) => linear.forward_into(x, y),
+        }
+    }
+
+    /// The versions of the buffers: others when the weight or the bias is another or has been written to.
+    pub(crate) fn versions(&self) -> Result<Vec<BufferVersion>> {
+        match self {
+            Self::Dense(linear) => linear.versions(),
+            Self::Compressed(linear) => linear.versions(),
         }
     }
 
@@ -73,6 +82,17 @@ impl Linear {
     }
 }
 
+/// Refuses an output of another shape than `[rows of x, out_features]`, or elsewhere than `x`: libtorch would resize it, and where it
+/// is columns of a wider tensor, write over its neighbors.
+fn check_output(subject: &str, x: &Tensor, y: &Tensor, out_features: usize) -> Result<()> {
+    let wanted = [x.size().first().copied().unwrap_or_default(), out_features as i64];
+    if y.size() == wanted && y.device() == x.device() {
+        return Ok(());
+    }
+    let (got, on) = (y.size(), y.device());
+    Err(Error::invalid(subject, format!("output {got:?} on {on:?}, wanted {wanted:?} on {:?}", x.device())))
+}
+
 /// An embedding table, dense or compressed.
 #[derive(Debug)]
 pub enum Embedding {
@@ -88,6 +108,14 @@ impl Embedding {
         match self {
             Self::Dense(embedding) => embedding.try_forward(ids),
             Self::Compressed(embedding) => embedding.try_forward(ids),
+        }
+    }
+
+    /// Changes when the table is another or has been written to.
+    pub(crate) fn version(&self) -> Result<BufferVersion> {
+        match self {
+            Self::Dense(embedding) => embedding.version(),
+            Self::Compressed(embedding) => embedding.version(),
         }
     }
 

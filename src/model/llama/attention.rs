@@ -65,6 +65,10 @@ impl Attention {
         self.output.forward_into(attended, out)
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 4] {
+        [&self.query, &self.key, &self.value, &self.output]
+    }
+
     pub(super) fn path(&self) -> &str {
         &self.path
     }

@@ -72,7 +72,10 @@ impl<'a> DecodeStep<'a> {
             ));
         }
         let graph = match cache.take_step_graph().filter(|graph| graph.belongs_to(llama)) {
-            Some(graph) => graph,
+            Some(mut graph) => {
+                graph.forget_tokens();
+                graph
+            }
             None => Box::new(StepGraph::new(llama, cache)?),
         };
         Ok(Self { llama, cache, graph: Some(graph) })

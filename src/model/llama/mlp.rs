@@ -41,6 +41,10 @@ impl Mlp {
         self.down.forward_into(gated, out)
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
     pub(super) fn path(&self) -> &str {
         &self.path
     }

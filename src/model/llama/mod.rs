@@ -25,7 +25,7 @@ use self::step::Step;
 use super::LlamaConfig;
 use crate::checkpoint::WeightSource;
 use crate::error::{Error, Result, TorchContext};
-use crate::nn::{Embedding, Linear};
+use crate::nn::{BufferVersion, Embedding, Linear};
 
 /// Tokens of a prompt that pass through the model at once: enough for the matmuls, and a bound on memory.
 const PREFILL_TOKENS: i64 = 512;
@@ -167,9 +167,15 @@ impl Llama {
 
     /// Tells the weights of now from those of another time or model.
     fn weights_mark(&self) -> Result<WeightsMark> {
-        let layers = self.layers.iter().flat_map(|layer| [&layer.input_norm, &layer.post_attention_norm]);
-        let norms = layers.chain([&self.norm]).map(RmsNorm::mark).collect::<Result<Vec<_>>>()?;
-        Ok(WeightsMark { id: self.id, norms })
+        let mut versions = vec![self.embedding.version()?, self.norm.version()?];
+        versions.extend(self.head.versions()?);
+        for layer in &self.layers {
+            versions.extend([layer.input_norm.version()?, layer.post_attention_norm.version()?]);
+            for linear in layer.linears() {
+                versions.extend(linear.versions()?);
+            }
+        }
+        Ok(WeightsMark { id: self.id, versions })
     }
 
     fn logits(&self, hidden: &Tensor, logits: LogitsOf) -> Result<Tensor> {
@@ -181,11 +187,11 @@ impl Llama {
     }
 }
 
-/// Which weights a model has: its norms stand for all of them, for a change of dtype or device and a load touch every one.
+/// Which weights a model has, all of them: a captured step knows their addresses.
 #[derive(Debug, PartialEq, Eq)]
 struct WeightsMark {
     id: u64,
-    norms: Vec<(usize, i64)>,
+    versions: Vec<BufferVersion>,
 }
 
 /// `(batch, seq)` of token ids, neither of them zero.

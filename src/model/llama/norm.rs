@@ -5,6 +5,7 @@ use tch::{nn, Device, Kind, Tensor};
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
+use crate::nn::BufferVersion;
 use crate::ops::transformer::{rms_norm, Launcher};
 
 #[derive(Debug)]
@@ -32,9 +33,9 @@ impl RmsNorm {
         self.weight.device()
     }
 
-    /// Changes when the weight is another: its address, and how often it was written to.
-    pub(super) fn mark(&self) -> Result<(usize, i64)> {
-        Ok((self.weight.data_ptr() as usize, self.weight.f_internal_version().about(&self.path)?))
+    /// Changes when the weight is another or has been written to.
+    pub(super) fn version(&self) -> Result<BufferVersion> {
+        BufferVersion::of(&self.weight, &self.path)
     }
 
     /// On a GPU: adds `delta`, where there is one, to `hidden` and puts its norm into `out`, all `[batch, hidden]`.

@@ -46,8 +46,10 @@ impl StepGraph {
         let workspace = Workspace::default();
         let graph = alone_on_a_stream(device, |stream| {
             workspace.during(|| {
-                device.with_stream(stream, || launch(Launched::STEP))?;
-                device.synchronize(stream)?;
+                let rehearsed = device.with_stream(stream, || launch(Launched::STEP));
+                // Also after an error: what is on its way writes to memory that is about to be given back.
+                let done = device.synchronize(stream);
+                rehearsed.and(done)?;
                 Graph::capture(device, stream, || launch(Launched::STEP))
             })
         })?;
@@ -67,6 +69,11 @@ impl StepGraph {
     /// Whether it was captured with the weights that `llama` has now.
     pub(super) fn belongs_to(&self, llama: &Llama) -> bool {
         llama.weights_mark().is_ok_and(|mark| mark == self.weights)
+    }
+
+    /// A step of another caller begins with tokens of its own: the cache may hold other sequences by now.
+    pub(super) fn forget_tokens(&mut self) {
+        self.has_tokens = false;
     }
 
     /// Captures some of the launches, for timing, with the length left as it is. The device must not be at the step meanwhile.

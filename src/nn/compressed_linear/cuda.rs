@@ -10,7 +10,7 @@ use crate::error::{Error, Result, TorchContext};
 use crate::nn::compressed::{CompressedWeight, Prepared};
 use crate::nn::switch_over::{self, Profile, DEFAULT_ROWS};
 use crate::ops::cuda::{
-    can_fuse, decode_to_scratch, fused_linear, lend, DeviceWeight, FusedPart, Purpose, MOST_ROWS,
+    can_fuse, decode_to_scratch, fused_linear, keep, lend, DeviceWeight, FusedPart, Purpose, MOST_ROWS,
 };
 use crate::ops::transformer::Launcher;
 
@@ -57,6 +57,8 @@ impl CompressedLinear {
             return Err(self.weight.elsewhere(device));
         }
         let bias = self.bias.as_ref().map(|bias| bias.tensor(tch::Kind::Float)).transpose()?;
+        keep(prepared.clone());
+        bias.iter().for_each(|bias| keep(bias.shallow_clone()));
         Ok(Ready { linear: self, prepared, bias })
     }
 }

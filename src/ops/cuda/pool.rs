@@ -5,8 +5,9 @@
 //! launched (not while they run).
 //!
 //! A captured graph is launched on any stream, beside other graphs that were captured on the same one: it brings a
-//! [`Workspace`] of its own.
+//! [`Workspace`] of its own, which also keeps what the graph knows by its address alone.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -41,6 +42,17 @@ struct Slot {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Workspace {
     slots: Arc<Mutex<HashMap<Key, Arc<Mutex<Slot>>>>>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// What the launches of a graph read beside scratch: tables and biases, whose owners may make new ones.
+#[derive(Default)]
+struct Kept(Vec<Box<dyn Any + Send>>);
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Kept").field(&self.0.len()).finish()
+    }
 }
 
 thread_local! {
@@ -63,6 +75,13 @@ impl Workspace {
 
     fn slot(&self, key: Key) -> Arc<Mutex<Slot>> {
         Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+    }
+}
+
+/// Keeps `what` as long as the workspace that this thread's launches use now, if it is one of their own.
+pub(crate) fn keep(what: impl Any + Send) {
+    if let Some(own) = OWN.with_borrow(|own| own.clone()) {
+        own.kept.lock().unwrap_or_else(PoisonError::into_inner).0.push(Box::new(what));
     }
 }
 
@@ -132,6 +151,17 @@ mod tests {
             std::thread::scope(|scope| scope.spawn(|| assert!(is(&shared))).join().unwrap());
         });
         assert!(is(&shared));
+    }
+
+    #[test]
+    fn a_workspace_keeps_what_its_launches_read() {
+        let (workspace, table) = (Workspace::default(), Arc::new(7));
+        keep(table.clone());
+        assert_eq!(Arc::strong_count(&table), 1, "what all share keeps nothing");
+        workspace.during(|| keep(table.clone()));
+        assert_eq!(Arc::strong_count(&table), 2);
+        drop(workspace);
+        assert_eq!(Arc::strong_count(&table), 1);
     }
 
     #[test]

@@ -179,6 +179,11 @@ impl DeviceWeight {
         let tch::Device::Cuda(ordinal) = payload.device() else {
             return Err(Error::invalid(subject, format!("buffers on {:?}, wanted CUDA", payload.device())));
         };
+        if let Some(other) = [scales, tiles].into_iter().find(|buffer| buffer.device() != payload.device()) {
+            let (got, wanted) = (other.device(), payload.device());
+            let message = format!("a buffer is on {got:?}, the payload on {wanted:?} (move them together)");
+            return Err(Error::invalid(subject, message));
+        }
         let entries: Vec<i32> = entries.into_iter().map(u32::cast_signed).collect();
         let entries = Tensor::f_from_slice(&entries)
             .and_then(|host| host.f_to_device(payload.device()))
