@@ -160,7 +160,8 @@ __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, 
 }
 
 template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, bool first, u32 table_address, const u8* raw, u32 count, u32 lane_index, Sink& sink) {
+__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, bool first, u32 table_address,
+                                                           const u8* raw, u32 count, u32 lane_index, Sink& sink) {
 #define CASE(R) \
     case R: return decode_full_groups<LAYOUT, R>(lane, first, table_address, raw, count, lane_index, sink)
     if constexpr (LAYOUT == SMALL) {

@@ -8,7 +8,7 @@
 constexpr u32 MOST_WEIGHTS = 3;
 constexpr u32 MMA_COLS = 8;
 
-// One of the weights that share x. Mirrors `FusedPart` of src/ops/cuda/fused_linear.rs.
+// One of the weights that share x. Mirrors `Part` of src/ops/cuda/fused_linear.rs.
 struct Part {
     Weight weight;
     void* y;            // rows of `y_stride` elements
@@ -17,6 +17,7 @@ struct Part {
     u32 first_table;    // in shared memory
 };
 
+// Mirrors `Arguments` of src/ops/cuda/fused_linear.rs.
 struct Arguments {
     Part parts[MOST_WEIGHTS];
     u32 part_count;
@@ -335,8 +336,8 @@ __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
     return __shfl_sync(~0u, index, 0);
 }
 
-// Decodes and multiplies an opened tile. Opens the next one as soon as the words of this are used up: they are on their way while
-// the sums wait for their turn.
+// Decodes and multiplies an opened tile, and opens the next one: for up to 8 rows as soon as the words of this are used up, so that
+// they are on their way while the sums wait for their turn. More rows have no registers to spare for that.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Task& task, const Opened& opened, const WarpMemory& memory,
                                            const Turnstile<NB>& turnstile, u32* next_task, u32 lane) {
@@ -366,9 +367,11 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Tas
 #pragma unroll
             for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
         if (escapes.count > 0) add_escapes<NB>(arguments, escapes, tile.col, tile.cols, stripe, sums);
-        if (stripe + 1 == tile.stripes()) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
+        const bool last = stripe + 1 == tile.stripes();
+        if (NB == 1 && last) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
         finish_stripe<NB>(arguments, turnstile, opened.task_index, stripe, sums);
     }
+    if (NB > 1) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
     return next;
 }
 

@@ -33,9 +33,9 @@ __device__ __forceinline__ u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
 
-// a / b for a below 2^16 and b above 0, in a few instructions.
+// a / b for a below 2^21 and b above 0, in a few instructions.
 __device__ __forceinline__ u32 divide_small(u32 a, u32 b) {
-    // The reciprocal is within 2 units in the last place, so this is within 1 of the quotient, never above it by the halves.
+    // The reciprocal is within 2 units in the last place of 24 bits, so this is within 1 of the quotient.
     u32 quotient = u32(float(a) * __fdividef(1.0f, float(b)));
     if ((quotient + 1) * b <= a) quotient++;
     if (quotient * b > a) quotient--;
@@ -89,7 +89,8 @@ struct TileHeader {
 
 __device__ __forceinline__ TileHeader load_header(const Weight& weight, u32 index) {
     const uint2 own = __ldg(reinterpret_cast<const uint2*>(weight.tiles) + index);
-    const u32 next = index + 1 < weight.tile_count ? __ldg(reinterpret_cast<const u32*>(weight.tiles) + 2 * (index + 1)) : weight.payload_units;
+    const u32* offsets = reinterpret_cast<const u32*>(weight.tiles);
+    const u32 next = index + 1 < weight.tile_count ? __ldg(offsets + 2 * (index + 1)) : weight.payload_units;
     return {own.x, own.y, next};
 }
 
