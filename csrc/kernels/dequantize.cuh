@@ -145,6 +145,20 @@ private:
     }
 };
 
+// The escape at `position`, or 0: positions ascend.
+__device__ __forceinline__ int escape_at(const Escapes& escapes, u32 position) {
+    u32 low = 0, high = escapes.count;
+    while (low < high) {
+        const u32 middle = (low + high) / 2;
+        if (escapes.position(middle) < position) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < escapes.count && escapes.position(low) == position ? escapes.value(low) : 0;
+}
+
 // A stripe of a tile that codes differences to the left: escapes belong to the sums, so they are looked up weight by weight.
 template <u32 ELEMENT>
 struct LeftSink {
@@ -173,22 +187,10 @@ struct LeftSink {
             if (row >= tile.rows || col >= tile.cols) continue;
             const u32 bits = all[n / 2] >> 16 * (n & 1) & 0xFFFF;
             const int coded = bits & 0x8000 ? -int(bits & 0x7FFF) : int(bits);
-            left[half] = static_cast<short>(left[half] + coded + escape_at(row * tile.cols + col));
+            left[half] = static_cast<short>(left[half] + coded + escape_at(escapes, row * tile.cols + col));
             out[(row - stripe * STRIPE_ROWS) * stride + col] = round_to<ELEMENT>(float(left[half]) * scales[half].scale);
         }
         group++;
-    }
-
-private:
-    // The escape at `position`, or 0: positions ascend.
-    __device__ int escape_at(u32 position) const {
-        u32 low = 0, high = escapes.count;
-        while (low < high) {
-            const u32 middle = (low + high) / 2;
-            if (escapes.position(middle) < position) low = middle + 1;
-            else high = middle;
-        }
-        return low < escapes.count && escapes.position(low) == position ? escapes.value(low) : 0;
     }
 };
 

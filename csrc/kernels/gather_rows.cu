@@ -68,20 +68,6 @@ struct RowSink {
     __device__ __forceinline__ void end_group() { col += GROUP_COLS; }
 };
 
-// The escape at `position`, or 0: positions ascend.
-__device__ __forceinline__ int escape_at(const Escapes& escapes, u32 position) {
-    u32 low = 0, high = escapes.count;
-    while (low < high) {
-        const u32 middle = (low + high) / 2;
-        if (escapes.position(middle) < position) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < escapes.count && escapes.position(low) == position ? escapes.value(low) : 0;
-}
-
 // Stores one row of a stripe that codes differences to the left.
 struct LeftRowSink {
     const Tile& tile;
