@@ -75,14 +75,14 @@ impl MergedLinear {
         match self {
             Self::Dense(merged) => merged.forward_into(x, y),
             Self::Compressed(parts) => {
-                let outputs = side_by_side(y, parts.iter().map(CompressedLinear::shape))?;
+                let outputs = side_by_side(x, y, parts.iter().map(CompressedLinear::shape))?;
                 if x.device().is_cuda() && in_one_launch(parts, x, &outputs)? {
                     return Ok(());
                 }
                 parts.iter().zip(&outputs).try_for_each(|(part, y)| part.forward_into(x, y))
             }
             Self::Parts(parts) => {
-                let outputs = side_by_side(y, parts.iter().map(Linear::shape))?;
+                let outputs = side_by_side(x, y, parts.iter().map(Linear::shape))?;
                 parts.iter().zip(&outputs).try_for_each(|(part, y)| part.forward_into(x, y))
             }
         }
@@ -122,13 +122,19 @@ impl MergedLinear {
     }
 }
 
-/// The columns of `y` that belong to each of the parts.
-fn side_by_side(y: &Tensor, shapes: impl Iterator<Item = [usize; 2]>) -> Result<Vec<Tensor>> {
+/// The columns of `y` that belong to each of the parts, which must fill it.
+fn side_by_side(
+    x: &Tensor,
+    y: &Tensor,
+    shapes: impl Iterator<Item = [usize; 2]> + Clone,
+) -> Result<Vec<Tensor>> {
+    let widths = shapes.map(|[out_features, _]| out_features);
+    super::check_output("merged linear", x, y, widths.clone().sum())?;
     let mut start = 0;
-    shapes
-        .map(|[out_features, _]| {
-            let own = y.f_narrow(1, start, out_features as i64).about("merged linear")?;
-            start += out_features as i64;
+    widths
+        .map(|width| {
+            let own = y.f_narrow(1, start, width as i64).about("merged linear")?;
+            start += width as i64;
             Ok(own)
         })
         .collect()
@@ -203,6 +209,37 @@ mod tests {
         merged.forward_into(&x, &y).unwrap();
         let error = (y - wanted).abs().max().double_value(&[]);
         assert!(error < 1e-5, "{error}");
+    }
+
+    #[test]
+    fn outputs_of_another_shape_are_refused_and_left_alone() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let parts = dense(&vs.root(), false);
+        let compressed: Vec<Linear> = [3, 5, 2]
+            .into_iter()
+            .map(|width| {
+                let weight = random(&[width, 7]);
+                let options = EncodeOptions::default();
+                let weight = CompressedTensor::compress("w", &weight, StepRule::RowAbsmax, options).unwrap();
+                let path = vs.root() / format!("compressed{width}");
+                Linear::Compressed(CompressedLinear::new(&path, &weight, None).unwrap())
+            })
+            .collect();
+        let x = random(&[4, 7]);
+        for parts in [
+            vec![&parts[0], &parts[1], &parts[2]],
+            compressed.iter().collect(),
+            vec![&parts[0], &compressed[1]],
+        ] {
+            let width: i64 = parts.iter().map(|part| part.shape()[0] as i64).sum();
+            let merged = MergedLinear::new(&parts).unwrap();
+            for size in [[5, width], [3, width], [4, width + 1], [4, width - 1]] {
+                let y = Tensor::full(size, 7.0, (Kind::Float, Device::Cpu));
+                let error = merged.forward_into(&x, &y).unwrap_err();
+                assert_eq!(error.kind(), crate::ErrorKind::InvalidArgument, "{error}");
+                assert_eq!(y, Tensor::full(size, 7.0, (Kind::Float, Device::Cpu)));
+            }
+        }
     }
 
     #[test]
