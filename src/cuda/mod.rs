@@ -23,7 +23,7 @@ mod modules;
 mod recorder;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use architecture::ARCHITECTURES;
 pub use compile::{compile_all, has_compiler, Compiled};

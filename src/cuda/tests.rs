@@ -21,18 +21,21 @@ static AXPY: Source = Source {
     "#,
 };
 
-fn gpu() -> Option<&'static Device> {
+/// The first GPU, or a message.
+pub(crate) fn gpu() -> Option<&'static Device> {
     device(0).inspect_err(|error| println!("SKIPPED: {error}")).ok()
 }
 
+/// The first GPU; where there is none, the test ends.
 macro_rules! gpu_or_skip {
     () => {
-        match gpu() {
+        match $crate::cuda::tests::gpu() {
             Some(device) => device,
             None => return,
         }
     };
 }
+pub(crate) use gpu_or_skip;
 
 fn cuda_tensor(values: &[f32]) -> Tensor {
     Tensor::from_slice(values).to(tch::Device::Cuda(0))

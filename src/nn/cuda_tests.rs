@@ -6,23 +6,11 @@ use tch::{Kind, Tensor};
 
 use super::{CompressedEmbedding, CompressedLinear, DenseLinear, Linear, MergedLinear};
 use crate::codec::{CompressedTensor, EncodeOptions, Layout, StepRule};
-use crate::cuda::{device, Device, Graph};
+use crate::cuda::tests::gpu_or_skip;
+use crate::cuda::Graph;
 use crate::ops::cuda::Workspace;
 
 const CUDA: tch::Device = tch::Device::Cuda(0);
-
-fn gpu() -> Option<&'static Device> {
-    device(0).inspect_err(|error| println!("SKIPPED: {error}")).ok()
-}
-
-macro_rules! gpu_or_skip {
-    () => {
-        match gpu() {
-            Some(device) => device,
-            None => return,
-        }
-    };
-}
 
 fn random(shape: &[i64], seed: i64) -> Tensor {
     tch::manual_seed(seed);

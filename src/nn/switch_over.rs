@@ -10,6 +10,7 @@ use tch::Kind;
 use crate::codec::Layout;
 use crate::cuda::EventTimer;
 use crate::error::Result;
+use crate::ops::cuda::MOST_ROWS;
 use crate::ops::transformer::Launcher;
 
 /// Before it was measured.
@@ -18,10 +19,8 @@ pub(super) const DEFAULT_ROWS: usize = 16;
 /// Up to so many rows fused is always faster: decoding for one row takes as long as for these.
 const NEVER_MEASURED_BELOW: usize = 8;
 
-/// Most rows that one fused launch takes: above, it decodes again, and scratch is faster.
-const MOST_ROWS: usize = 64;
-
-/// Numbers of rows that take one step of time: a launch takes as long for any number up to one of these.
+/// Numbers of rows that take one step of time: a launch takes as long for any number up to one of these. Above the last it
+/// decodes again, and scratch is faster.
 const STEPS: [usize; 3] = [16, 32, MOST_ROWS];
 
 /// Of each way, so that one disturbance does not decide.

@@ -5,7 +5,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::launch::kernel;
+use super::launch::{kernel, Element};
 use super::pool::{lend, Purpose};
 use super::weight::number;
 use crate::cuda::{arg, kernels, Launch};
@@ -136,16 +136,10 @@ impl Source {
 
     /// Launches what brings the rows to `to`.
     fn bring(&self, launcher: &Launcher, to: &Activations, subject: &str) -> Result<()> {
-        let symbol = match self.kind {
-            Kind::Float => "activations_f32",
-            Kind::Half => "activations_f16",
-            Kind::BFloat16 => "activations_bf16",
-            other => {
-                return Err(Error::invalid(
-                    subject,
-                    format!("input is {other:?}, wanted Float, Half or BFloat16"),
-                ))
-            }
+        let symbol = match Element::of(self.kind, subject)? {
+            Element::F32 => "activations_f32",
+            Element::F16 => "activations_f16",
+            Element::BF16 => "activations_bf16",
         };
         let arguments = Arguments {
             x: self.address as u64,

@@ -150,9 +150,6 @@ mod tests {
 
     use super::*;
 
-    const H200: Limits =
-        Limits { multiprocessors: 132, shared_bytes: 226 << 10, shared_bytes_per_multiprocessor: 228 << 10 };
-
     fn facts(table_count: usize, words_bytes: usize) -> WeightFacts {
         WeightFacts {
             layout: Layout::Fast,
@@ -177,24 +174,24 @@ mod tests {
 
     #[test]
     fn two_blocks_share_a_multiprocessor_where_they_fit() {
-        let plan = DecodePlan::new(H200, &facts(4, 3000 / 16 * 16), 1 << 20).unwrap();
+        let plan = DecodePlan::new(Limits::H200, &facts(4, 3000 / 16 * 16), 1 << 20).unwrap();
         assert_eq!((plan.grid, plan.warps), (264, 16));
-        assert!(H200.fits(2, plan.shared_bytes));
+        assert!(Limits::H200.fits(2, plan.shared_bytes));
     }
 
     #[test]
     fn many_tables_leave_one_block() {
-        let plan = DecodePlan::new(H200, &facts(20, 2048), 1 << 20).unwrap();
+        let plan = DecodePlan::new(Limits::H200, &facts(20, 2048), 1 << 20).unwrap();
         assert_eq!((plan.grid, plan.warps), (132, 16));
-        assert!(plan.shared_bytes <= H200.shared_bytes);
-        assert!(DecodePlan::new(H200, &facts(28, 2048), 1 << 20).is_none());
+        assert!(plan.shared_bytes <= Limits::H200.shared_bytes);
+        assert!(DecodePlan::new(Limits::H200, &facts(28, 2048), 1 << 20).is_none());
     }
 
     #[test]
     fn few_tiles_get_few_warps() {
-        let plan = DecodePlan::new(H200, &facts(4, 2048), 1).unwrap();
+        let plan = DecodePlan::new(Limits::H200, &facts(4, 2048), 1).unwrap();
         assert_eq!((plan.grid, plan.warps), (1, 8));
-        let plan = DecodePlan::new(H200, &facts(4, 2048), 1024).unwrap();
+        let plan = DecodePlan::new(Limits::H200, &facts(4, 2048), 1024).unwrap();
         assert_eq!((plan.grid, plan.warps), (264, 8));
     }
 }

@@ -363,9 +363,6 @@ mod tests {
 
     use super::*;
 
-    const H200: Limits =
-        Limits { multiprocessors: 132, shared_bytes: 226 << 10, shared_bytes_per_multiprocessor: 228 << 10 };
-
     /// A weight as the encoder cuts it: tiles of 16 x 1024.
     fn weight(rows: usize, cols: usize) -> WeightFacts {
         WeightFacts {
@@ -393,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_large_weight_fills_the_gpu() {
-        let plan = Plan::new(H200, &[weight(28672, 4096)], 1).unwrap();
+        let plan = Plan::new(Limits::H200, &[weight(28672, 4096)], 1).unwrap();
         assert_eq!((plan.grid, plan.warps, plan.slots), (132, 32, 10));
         assert_eq!((plan.bands, plan.tiles_across, plan.symbol), (1792, 4, "fused_linear_fast_8"));
         assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 32 * 4096 + 10 * (512 + 4) + 16 + 272);
@@ -405,8 +402,8 @@ mod tests {
             for words_bytes in [0, 16, 4096, 9000 / 16 * 16] {
                 for table_count in 1..24 {
                     let own = WeightFacts { words_bytes, table_count, ..weight(4096, 4096) };
-                    if let Some(plan) = Plan::new(H200, &[own, own], batch) {
-                        assert!(plan.shared_bytes <= H200.shared_bytes);
+                    if let Some(plan) = Plan::new(Limits::H200, &[own, own], batch) {
+                        assert!(plan.shared_bytes <= Limits::H200.shared_bytes);
                         assert!(plan.warps >= 1 && plan.warps * LANES <= 1024);
                         assert!(plan.slots * plan.tiles_across >= plan.warps);
                     }
@@ -417,35 +414,35 @@ mod tests {
 
     #[test]
     fn more_rows_take_fewer_threads() {
-        let warps = |batch| Plan::new(H200, &[weight(28672, 4096)], batch).unwrap().warps;
+        let warps = |batch| Plan::new(Limits::H200, &[weight(28672, 4096)], batch).unwrap().warps;
         assert_eq!([1, 8, 9, 16, 17, 64].map(warps), [32, 32, 24, 24, 16, 16]);
-        assert!(Plan::new(H200, &[weight(28672, 4096)], 65).is_none());
-        assert!(Plan::new(H200, &[weight(28672, 4096)], 0).is_none());
+        assert!(Plan::new(Limits::H200, &[weight(28672, 4096)], 65).is_none());
+        assert!(Plan::new(Limits::H200, &[weight(28672, 4096)], 0).is_none());
     }
 
     #[test]
     fn a_small_weight_gets_no_idle_warps_or_blocks() {
-        let plan = Plan::new(H200, &[weight(1, 1)], 1).unwrap();
+        let plan = Plan::new(Limits::H200, &[weight(1, 1)], 1).unwrap();
         assert_eq!((plan.grid, plan.warps), (1, 1));
-        let plan = Plan::new(H200, &[weight(1024, 4096)], 1).unwrap();
+        let plan = Plan::new(Limits::H200, &[weight(1024, 4096)], 1).unwrap();
         assert_eq!((plan.grid, plan.warps), (64, 4));
     }
 
     #[test]
     fn weights_are_merged_if_they_are_alike() {
         let [q, k] = [weight(4096, 4096), weight(1024, 4096)];
-        let plan = Plan::new(H200, &[q, k, k], 1).unwrap();
+        let plan = Plan::new(Limits::H200, &[q, k, k], 1).unwrap();
         assert_eq!((plan.bands, plan.table_bytes), (384, 12 * 8192));
-        assert!(Plan::new(H200, &[q, k, k, k], 1).is_none());
-        assert!(Plan::new(H200, &[q, weight(1024, 2048)], 1).is_none());
-        assert!(Plan::new(H200, &[q, WeightFacts { layout: Layout::Small, ..k }], 1).is_none());
-        assert!(Plan::new(H200, &[], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[q, k, k, k], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[q, weight(1024, 2048)], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[q, WeightFacts { layout: Layout::Small, ..k }], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[], 1).is_none());
     }
 
     #[test]
     fn merging_pays_unless_the_tables_crowd_out_the_warps() {
         let with = |rows, table_count| WeightFacts { table_count, words_bytes: 3312, ..weight(rows, 4096) };
-        let pays = |weights: &[WeightFacts]| Plan::pays_merged(H200, weights, 1);
+        let pays = |weights: &[WeightFacts]| Plan::pays_merged(Limits::H200, weights, 1);
         assert!(pays(&[with(4096, 8), with(1024, 5), with(1024, 5)]));
         assert!(pays(&[with(14336, 8), with(14336, 8)]));
         assert!(!pays(&[with(14336, 12), with(14336, 12)]));
@@ -455,9 +452,9 @@ mod tests {
     #[test]
     fn what_the_kernel_does_not_take_goes_through_scratch() {
         let own = weight(4096, 4096);
-        assert!(Plan::new(H200, &[WeightFacts { has_left: true, ..own }], 1).is_none());
-        assert!(Plan::new(H200, &[WeightFacts { tile_rows: 32, ..own }], 1).is_none());
-        assert!(Plan::new(H200, &[WeightFacts { tile_rows: 256, ..weight(4096, 48) }], 1).is_some());
-        assert!(Plan::new(H200, &[WeightFacts { table_count: 28, ..own }], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[WeightFacts { has_left: true, ..own }], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[WeightFacts { tile_rows: 32, ..own }], 1).is_none());
+        assert!(Plan::new(Limits::H200, &[WeightFacts { tile_rows: 256, ..weight(4096, 48) }], 1).is_some());
+        assert!(Plan::new(Limits::H200, &[WeightFacts { table_count: 28, ..own }], 1).is_none());
     }
 }

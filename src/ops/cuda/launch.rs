@@ -42,6 +42,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// What an H100 and an H200 have, to plan where there is no GPU.
+    #[cfg(test)]
+    pub(super) const H200: Self =
+        Self { multiprocessors: 132, shared_bytes: 226 << 10, shared_bytes_per_multiprocessor: 228 << 10 };
+
     pub(super) fn of(launcher: &Launcher) -> Self {
         let device = launcher.device;
         Self {
