@@ -62,14 +62,13 @@ __device__ __forceinline__ void decode_to_scratch(const Arguments& arguments) {
     }
 }
 
-#define DECODE_TO_SCRATCH(NAME, LAYOUT, ELEMENT)                                                          \
-    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ Arguments arguments) { \
-        decode_to_scratch<LAYOUT, ELEMENT>(arguments);                                                    \
-    }
+// A module has one kernel, which its defines name: src/cuda/kernels.rs.
+#ifndef KERNEL
+#define KERNEL decode_to_scratch_fast_f16
+#define KERNEL_LAYOUT FAST
+#define KERNEL_ELEMENT F16
+#endif
 
-DECODE_TO_SCRATCH(decode_to_scratch_fast_f32, FAST, F32)
-DECODE_TO_SCRATCH(decode_to_scratch_fast_f16, FAST, F16)
-DECODE_TO_SCRATCH(decode_to_scratch_fast_bf16, FAST, BF16)
-DECODE_TO_SCRATCH(decode_to_scratch_small_f32, SMALL, F32)
-DECODE_TO_SCRATCH(decode_to_scratch_small_f16, SMALL, F16)
-DECODE_TO_SCRATCH(decode_to_scratch_small_bf16, SMALL, BF16)
+extern "C" __global__ void __launch_bounds__(512, 2) KERNEL(const __grid_constant__ Arguments arguments) {
+    decode_to_scratch<KERNEL_LAYOUT, KERNEL_ELEMENT>(arguments);
+}

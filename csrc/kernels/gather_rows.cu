@@ -10,6 +10,26 @@ struct Arguments {
     u64 out_stride;
     u32 count;        // of indices
     u32 words_bytes;  // of one warp
+    u32 element;      // of `out`, an `Element`
+    u32 padding;
+};
+
+// A part of a row of `out`. Its element is known when the kernel runs: the few stores of one row are not worth a kernel each.
+struct OutRow {
+    void* first;
+    u32 element;
+
+    __device__ __forceinline__ OutRow at(u64 col) const {
+        return {static_cast<u8*>(first) + col * (element == F32 ? sizeof(float) : sizeof(u16)), element};
+    }
+
+    __device__ __forceinline__ void store(u32 col, float value) const {
+        if (element == F32) {
+            static_cast<float*>(first)[col] = value;
+        } else {
+            static_cast<u16*>(first)[col] = element == F16 ? float_to_half(value) : float_to_bf16(value);
+        }
+    }
 };
 
 // The one row of a tile that is wanted.
@@ -23,10 +43,8 @@ struct WantedRow {
 };
 
 // Stores one row of a stripe.
-template <u32 ELEMENT>
 struct RowSink {
-    typedef typename ElementOf<ELEMENT>::Type Type;
-    Type* out;   // this lane's part of the row in the current group
+    OutRow out;  // this lane's part of the row in the current group
     u32 cols;    // inside the matrix, from this lane's first in the current group; 0 where the lane has none of the row
     bool upper;  // the row is the second of the lane's two
     float scale;
@@ -41,12 +59,12 @@ struct RowSink {
         const float values[4] = {low_value(low), high_value(low), low_value(high), high_value(high)};
 #pragma unroll
         for (u32 n = 0; n < 4; n++) {
-            if (4 * step + n < cols) out[4 * step + n] = round_to<ELEMENT>(values[n] * scale);
+            if (4 * step + n < cols) out.store(4 * step + n, values[n] * scale);
         }
     }
 
     __device__ __forceinline__ void end_group() {
-        out += GROUP_COLS;
+        out = out.at(GROUP_COLS);
         cols = cols > GROUP_COLS ? cols - GROUP_COLS : 0;
     }
 };
@@ -66,12 +84,10 @@ __device__ __forceinline__ int escape_at(const Escapes& escapes, u32 position) {
 }
 
 // Stores one row of a stripe that codes differences to the left.
-template <u32 ELEMENT>
 struct LeftRowSink {
-    typedef typename ElementOf<ELEMENT>::Type Type;
     const Tile& tile;
     const Escapes& escapes;
-    Type* out;  // where the tile's part of the row begins
+    OutRow out;  // where the tile's part of the row begins
     WantedRow wanted;
     u32 lane;
     bool active;  // the lane has the row, and this is its stripe
@@ -95,21 +111,29 @@ struct LeftRowSink {
             const u32 bits = all[n / 2] >> 16 * (n & 1) & 0xFFFF;
             const int coded = bits & 0x8000 ? -int(bits & 0x7FFF) : int(bits);
             left = static_cast<short>(left + coded + escape_at(escapes, wanted.row * tile.cols + col));
-            out[col] = round_to<ELEMENT>(float(left) * scale);
+            out.store(col, float(left) * scale);
         }
         group++;
     }
 };
 
-template <u32 ELEMENT>
-__device__ __forceinline__ void fill_with_nan(typename ElementOf<ELEMENT>::Type* out, u32 cols, u32 lane) {
-    for (u32 col = lane; col < cols; col += LANES) out[col] = round_to<ELEMENT>(__uint_as_float(0x7FC00000));
+__device__ __forceinline__ void fill_with_nan(const OutRow& out, u32 cols, u32 lane) {
+    for (u32 col = lane; col < cols; col += LANES) out.store(col, __uint_as_float(0x7FC00000));
+}
+
+// Writes a row's escapes over what stands at their places.
+__device__ __forceinline__ void store_row_escapes(const Tile& tile, const Escapes& escapes, WantedRow wanted, float scale,
+                                                  const OutRow& out, u32 lane) {
+    for (u32 index = lane; index < escapes.count; index += LANES) {
+        const u32 position = escapes.position(index);
+        if (position / tile.cols == wanted.row) out.store(position % tile.cols, float(escapes.value(index)) * scale);
+    }
 }
 
 // `out`: where the tile's part of the row begins.
-template <u32 LAYOUT, u32 ELEMENT>
+template <u32 LAYOUT>
 __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Tile& tile, OpenTile& open, WantedRow wanted,
-                                                 const WarpMemory& memory, typename ElementOf<ELEMENT>::Type* out, u32 lane) {
+                                                 const WarpMemory& memory, const OutRow& out, u32 lane) {
     const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
     const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
     const float scale = scale_of(weight, tile.row + wanted.row);
@@ -119,30 +143,29 @@ __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Til
     for (u32 stripe = 0; stripe <= wanted.stripe(); stripe++) {
         const bool active = stripe == wanted.stripe() && wanted.belongs_to(lane);
         if (tile.left) {
-            LeftRowSink<ELEMENT> sink = {tile, escapes, out, wanted, lane, active, scale, 0};
+            LeftRowSink sink = {tile, escapes, out, wanted, lane, active, scale, 0};
             raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
             continue;
         }
         const u32 first = lane % 4 * LANE_COLS;
-        RowSink<ELEMENT> sink = {out + first, active && tile.cols > first ? tile.cols - first : 0, wanted.half() == 1, scale};
+        RowSink sink = {out.at(first), active && tile.cols > first ? tile.cols - first : 0, wanted.half() == 1, scale};
         raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
     }
     __syncwarp();
-    if (!tile.left) store_escapes<ELEMENT>(weight, tile, escapes, wanted.row, 1, out, 0, lane);
+    if (!tile.left) store_row_escapes(tile, escapes, wanted, scale, out, lane);
 }
 
 // `task`: an index and a tile of its row's band.
-template <u32 LAYOUT, u32 ELEMENT>
+template <u32 LAYOUT>
 __device__ __forceinline__ void gather_task(const Arguments& arguments, u32 task, const WarpMemory& memory, u32 lane) {
-    typedef typename ElementOf<ELEMENT>::Type Type;
     const Weight& weight = arguments.weight;
     const u32 place = task / weight.tiles_across, across = task % weight.tiles_across;
     const long long index = arguments.indices[place];
     const u32 col = across * weight.tile_cols;
-    Type* out = static_cast<Type*>(arguments.out) + place * arguments.out_stride + col;
+    const OutRow out = OutRow{arguments.out, arguments.element}.at(place * arguments.out_stride + col);
     const u32 cols = min_u32(weight.tile_cols, weight.cols - col);
     if (index < 0 || index >= weight.rows) {
-        fill_with_nan<ELEMENT>(out, cols, lane);
+        fill_with_nan(out, cols, lane);
         return;
     }
     const u32 down = u32(index) / weight.tile_rows;
@@ -150,14 +173,14 @@ __device__ __forceinline__ void gather_task(const Arguments& arguments, u32 task
     OpenTile open;
     open.open(weight, tile, memory, lane);
     if (!open.sections.valid) {
-        fill_with_nan<ELEMENT>(out, cols, lane);
+        fill_with_nan(out, cols, lane);
         return;
     }
-    gather_from_tile<LAYOUT, ELEMENT>(weight, tile, open, {u32(index) - tile.row}, memory, out, lane);
+    gather_from_tile<LAYOUT>(weight, tile, open, {u32(index) - tile.row}, memory, out, lane);
 }
 
 // Shared memory: tables, the warps' words.
-template <u32 LAYOUT, u32 ELEMENT>
+template <u32 LAYOUT>
 __device__ __forceinline__ void gather_rows(const Arguments& arguments) {
     extern __shared__ __align__(16) u8 dynamic[];
     u8* shared = align_for_tables<LAYOUT>(dynamic);
@@ -170,18 +193,16 @@ __device__ __forceinline__ void gather_rows(const Arguments& arguments) {
     const WarpMemory memory = {shared_address(shared) + table_bytes + warp * arguments.words_bytes, arguments.words_bytes, shared_address(shared)};
     const u32 tasks = arguments.count * arguments.weight.tiles_across;
     for (u32 task = blockIdx.x + warp * gridDim.x; task < tasks; task += warps * gridDim.x) {
-        gather_task<LAYOUT, ELEMENT>(arguments, task, memory, lane);
+        gather_task<LAYOUT>(arguments, task, memory, lane);
     }
 }
 
-#define GATHER_ROWS(NAME, LAYOUT, ELEMENT)                                                                \
-    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ Arguments arguments) { \
-        gather_rows<LAYOUT, ELEMENT>(arguments);                                                          \
-    }
+// A module has one kernel, which its defines name: src/cuda/kernels.rs.
+#ifndef KERNEL
+#define KERNEL gather_rows_fast
+#define KERNEL_LAYOUT FAST
+#endif
 
-GATHER_ROWS(gather_rows_fast_f32, FAST, F32)
-GATHER_ROWS(gather_rows_fast_f16, FAST, F16)
-GATHER_ROWS(gather_rows_fast_bf16, FAST, BF16)
-GATHER_ROWS(gather_rows_small_f32, SMALL, F32)
-GATHER_ROWS(gather_rows_small_f16, SMALL, F16)
-GATHER_ROWS(gather_rows_small_bf16, SMALL, BF16)
+extern "C" __global__ void __launch_bounds__(512, 2) KERNEL(const __grid_constant__ Arguments arguments) {
+    gather_rows<KERNEL_LAYOUT>(arguments);
+}

@@ -6,9 +6,9 @@ use tch::{Kind, Tensor};
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
 
-static AXPY: Source = Source {
-    name: "test_axpy.cu",
-    text: r#"
+static AXPY: Source = Source::file(
+    "test_axpy.cu",
+    r#"
         #include "half.cuh"
         // y[i] += a * x[i]
         extern "C" __global__ void axpy(float* y, const float* x, float a, int count) {
@@ -19,7 +19,7 @@ static AXPY: Source = Source {
             overlap_trigger();
         }
     "#,
-};
+);
 
 fn gpu() -> Option<&'static Device> {
     device(0).inspect_err(|error| println!("SKIPPED: {error}")).ok()

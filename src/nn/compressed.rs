@@ -10,7 +10,7 @@ use std::time::Instant;
 use tch::{nn, Device, Kind, Tensor};
 
 use super::byte_buffer::{restore_bytes, BufferVersion};
-use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
+use crate::codec::{Buffers, DecodeTables, Layout, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::cuda::{CheckedWeight, DeviceWeight};
 use crate::ops::transformer::Launcher;
@@ -142,6 +142,11 @@ impl CompressedWeight {
     pub fn device(&self) -> Device {
         let [.., payload] = &self.buffers;
         payload.device()
+    }
+
+    /// How it is coded, where it is on a GPU.
+    pub(super) fn layout_on_gpu(&self) -> Result<Option<Layout>> {
+        Ok(self.prepared()?.device_weight().map(|weight| weight.profile().0))
     }
 
     /// Calls `work` with the checked weight, which is on the CPU; makes tables and scales first where the buffers have changed.

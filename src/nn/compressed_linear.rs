@@ -9,7 +9,7 @@ use tch::{nn, Device, Kind, Tensor};
 
 use super::bias::Bias;
 use super::compressed::{check_new, CompressedWeight, DecodeCounters};
-use crate::codec::CompressedTensor;
+use crate::codec::{CompressedTensor, Layout};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
@@ -98,6 +98,11 @@ impl CompressedLinear {
             bias: self.bias.clone(),
             fused_rows: AtomicUsize::new(self.fused_rows.load(Ordering::Relaxed)),
         }
+    }
+
+    /// How the weight is coded, where it is on a GPU.
+    pub(super) fn layout(&self) -> Result<Option<Layout>> {
+        self.weight.layout_on_gpu()
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on `x`'s device, its rows any distance apart: on a GPU without

@@ -50,6 +50,10 @@ impl Attention {
         Ok(attention)
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 4] {
+        [&self.query, &self.key, &self.value, &self.output]
+    }
+
     /// The linears that read the layer's input.
     fn inputs(&self) -> [&Linear; 3] {
         [&self.query, &self.key, &self.value]
@@ -70,7 +74,7 @@ impl Attention {
     }
 
     pub(super) fn weight_bytes(&self) -> usize {
-        [&self.query, &self.key, &self.value, &self.output].map(Linear::weight_bytes).iter().sum()
+        self.linears().map(Linear::weight_bytes).iter().sum()
     }
 
     /// `x` `[batch, seq, hidden]` to the same shape; appends its keys and values to `cache`.

@@ -10,6 +10,7 @@ use super::KvCache;
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
+use crate::nn::Linear;
 
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -32,6 +33,10 @@ impl Layer {
             post_attention_norm: RmsNorm::load(&vs.sub("post_attention_layernorm"), config, source)?,
             mlp: Mlp::load(&vs.sub("mlp"), config, source)?,
         })
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.attention.linears().into_iter().chain(self.mlp.linears())
     }
 
     pub(super) fn weight_bytes(&self) -> usize {

@@ -31,6 +31,10 @@ impl Mlp {
         Ok(mlp)
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
     /// Gate and up side by side.
     pub(super) fn merged(&self) -> Result<MergedLinear> {
         MergedLinear::new(&[&self.gate, &self.up])

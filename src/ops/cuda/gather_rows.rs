@@ -4,9 +4,10 @@ use tch::{Kind, Tensor};
 
 use super::decode_to_scratch::{too_many_tables, DecodePlan};
 use super::launch::{kernel, Element, Limits, Rows};
+use super::sources::sources_of;
 use super::weight::{number, DeviceWeight, Weight};
 use crate::codec::Layout;
-use crate::cuda::{arg, kernels};
+use crate::cuda::{arg, kernels, Source};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
 
@@ -20,9 +21,11 @@ struct Arguments {
     out_stride: u64,
     count: u32,
     words_bytes: u32,
+    element: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 104);
+const _: () = assert!(size_of::<Arguments>() == 112);
 
 /// Gathers the rows `indices` (contiguous `[count]`, `Int64`, on the weight's device) into `out` `[count, cols]` in FP32, FP16 or
 /// BF16, on the launcher's stream. An index outside the table gives a row of NaN: the host does not see the indices.
@@ -70,8 +73,11 @@ pub(crate) fn gather_rows(
         // The kernel counts tiles of rows.
         count: number(subject, count * facts.tiles_across).and(number(subject, count))?,
         words_bytes: number(subject, facts.words_bytes)?,
+        element: element as u32,
+        padding: 0,
     };
-    let kernel = kernel(launcher, &kernels::GATHER_ROWS, symbol(facts.layout, element))?;
+    let source = gather_rows_source(facts.layout);
+    let kernel = kernel(launcher, source, || sources_of(facts.layout, element))?;
     let launch = plan.launch(subject)?;
     // SAFETY: the one parameter is `Arguments`, whose size both sides check. The weight was checked on the host, is on this
     // device, and kept by the caller; the kernel bounds every read of it. It reads `count` indices, looks at each before
@@ -80,14 +86,10 @@ pub(crate) fn gather_rows(
     unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
 }
 
-fn symbol(layout: Layout, element: Element) -> &'static str {
-    match (layout, element) {
-        (Layout::Fast, Element::F32) => "gather_rows_fast_f32",
-        (Layout::Fast, Element::F16) => "gather_rows_fast_f16",
-        (Layout::Fast, Element::BF16) => "gather_rows_fast_bf16",
-        (Layout::Small, Element::F32) => "gather_rows_small_f32",
-        (Layout::Small, Element::F16) => "gather_rows_small_f16",
-        (Layout::Small, Element::BF16) => "gather_rows_small_bf16",
+pub(super) fn gather_rows_source(layout: Layout) -> &'static Source {
+    match layout {
+        Layout::Fast => &kernels::GATHER_ROWS_FAST,
+        Layout::Small => &kernels::GATHER_ROWS_SMALL,
     }
 }
 
@@ -100,5 +102,6 @@ mod tests {
     #[test]
     fn the_mirror_has_the_offsets_of_the_kernel() {
         assert_eq!((offset_of!(Arguments, indices), offset_of!(Arguments, words_bytes)), (72, 100));
+        assert_eq!(offset_of!(Arguments, element), 104);
     }
 }

@@ -7,6 +7,7 @@ mod fused_linear;
 mod gather_rows;
 mod launch;
 mod pool;
+mod sources;
 mod tables;
 mod weight;
 
@@ -14,4 +15,5 @@ pub(crate) use decode_to_scratch::decode_to_scratch;
 pub(crate) use fused_linear::{can_fuse, fused_linear, FusedPart, MOST_ROWS};
 pub(crate) use gather_rows::gather_rows;
 pub(crate) use pool::{lend, Purpose};
+pub(crate) use sources::sources;
 pub(crate) use weight::{CheckedWeight, DeviceWeight};
