@@ -42,28 +42,38 @@ struct WantedRow {
     __device__ __forceinline__ bool belongs_to(u32 lane) const { return row % 8 == lane / 4; }
 };
 
+// What a lane has of a row in one group.
+struct LaneRow {
+    u32 registers[LANE_COLS / 2];
+};
+
+// Not inlined: the loop over the groups is there once for each number of raw bits.
+__device__ __noinline__ void store_lane_row(OutRow out, u32 cols, float scale, LaneRow row) {
+#pragma unroll
+    for (u32 n = 0; n < LANE_COLS; n++) {
+        if (n < cols) out.store(n, (n & 1 ? high_value(row.registers[n / 2]) : low_value(row.registers[n / 2])) * scale);
+    }
+}
+
 // Stores one row of a stripe.
 struct RowSink {
     OutRow out;  // this lane's part of the row in the current group
     u32 cols;    // inside the matrix, from this lane's first in the current group; 0 where the lane has none of the row
     bool upper;  // the row is the second of the lane's two
     float scale;
+    LaneRow row;
 
     __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
 
     __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
-        if (cols == 0) return;
-        const u32 low = upper ? registers[1] : registers[0], high = upper ? registers[3] : registers[2];
-        const float values[4] = {low_value(low), high_value(low), low_value(high), high_value(high)};
-#pragma unroll
-        for (u32 n = 0; n < 4; n++) {
-            if (4 * step + n < cols) out.store(4 * step + n, values[n] * scale);
-        }
+        row.registers[2 * step] = upper ? registers[1] : registers[0];
+        row.registers[2 * step + 1] = upper ? registers[3] : registers[2];
     }
 
     __device__ __forceinline__ void end_group() {
+        if (cols > 0) store_lane_row(out, cols, scale, row);
         out = out.at(GROUP_COLS);
         cols = cols > GROUP_COLS ? cols - GROUP_COLS : 0;
     }
