@@ -43,7 +43,7 @@ def parse_header(data: bytes) -> Header:
     check(h.version == 1, f"version {h.version}", "Unsupported")
     check_sum(data[:48], h.own_checksum, "header")
     check(h.layout <= 1 and h.dtype <= 2 and h.granularity <= 1 and h.zero == h.zeros == 0, "code in the header")
-    check(h.rows > 0 and h.columns > 0 and 8 <= h.scale_bits <= 12, "number in the header")
+    check(h.rows > 0 and h.columns > 0 and h.scale_bits == (11, 12)[h.layout], "number in the header")
     check(h.tile_rows % 16 == h.tile_columns % 64 == 0 < h.tile_rows * h.tile_columns <= 65535, "tile shape")
     return h
 
@@ -62,7 +62,8 @@ def parse_table(source: BytesIO, scale_bits: int) -> Table:
         byte = int(take(source, 1)[0])
         more = int(take(source, 1)[0]) if byte == 0 or byte >= 128 else 0
         frequencies += [0] * (more + 1) if byte == 0 else [byte % 128 + 128 * more if byte >= 128 else byte]
-    check(len(frequencies) == 256 and sum(frequencies) == 1 << scale_bits and max(frequencies) <= 4095, "table")
+    check(len(frequencies) == 256 and sum(frequencies) == 1 << scale_bits, "table")
+    check(max(frequencies) <= {11: 511, 12: 4095}[scale_bits], "frequency")
     return [(symbol, frequency, place) for symbol, frequency in enumerate(frequencies) for place in range(frequency)]
 
 

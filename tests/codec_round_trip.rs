@@ -136,3 +136,23 @@ fn a_decoder_for_a_missing_level_is_none() {
         assert_eq!(TileDecoder::with_level(level).is_some(), Level::available().contains(&level));
     }
 }
+
+#[test]
+fn a_tensor_of_many_kinds_of_rows_has_at_most_eight_tables() {
+    // Every band of rows has a spread of its own, from a few grid values to hundreds.
+    let spread = |row: usize| 1.0 + f64::from(1u32 << (row / 16 % 10)) * (1.0 + row as f64 / 2048.0);
+    let values: Vec<i16> = (0..2048 * 1024)
+        .map(|n| {
+            let hash = (n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let bell = (0..4).map(|k| f64::from((hash >> (16 * k)) as u16) / 65536.0 - 0.5).sum::<f64>();
+            (bell * spread(n / 1024)) as i16
+        })
+        .collect();
+    for layout in [Layout::Fast, Layout::Small] {
+        let options = EncodeOptions { layout, ..EncodeOptions::default() };
+        let buffers = encode("w", &values, [2048, 1024], &[bf16::ONE], SourceDtype::F16, options).unwrap();
+        let view = buffers.view("w").unwrap();
+        assert!((2..=8).contains(&view.header.table_count), "{layout:?}: {}", view.header.table_count);
+        assert_eq!(decode_grid(&view, None).unwrap(), values);
+    }
+}

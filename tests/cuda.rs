@@ -2,4 +2,6 @@
 
 #[path = "cuda/decode_step.rs"]
 mod decode_step;
+#[path = "cuda/ops.rs"]
+mod ops;
 mod tiny_llama;

@@ -1,13 +1,14 @@
 // x as the fused linears read it: rows of FP16, with zeros up to a whole group. One block a row.
 //
 // FP32 and BF16 reach further than FP16: a row is divided by the power of two that brings its largest magnitude to 2^14 or above,
-// below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest.
+// below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest. An FP32 row becomes
+// two, of 11 bits of each element's mantissa: the tensor cores take both at once.
 #include "element.cuh"
 
 // Mirrors `Arguments` of src/ops/cuda/activations.rs.
 struct Arguments {
     const void* x;    // rows of `x_stride` elements
-    u16* out;         // rows of `padded_cols` elements
+    u16* out;         // rows of `padded_cols` elements, PIECES for each of x
     int* exponents;   // null for FP16
     u64 x_stride;
     u32 cols, padded_cols;
@@ -34,44 +35,70 @@ __device__ __forceinline__ int exponent_of(u32 bits) {
     return bits >> 23 ? int(bits >> 23) - 127 : 31 - __clz(int(bits)) - 149;
 }
 
-template <class E>
+// The power of two that a row is divided by. COUNT elements at a time.
+template <class E, int COUNT>
 __device__ __forceinline__ int row_exponent(const typename E::Type* x, u32 cols) {
     u32 most = 0;
-#pragma unroll 4
-    for (u32 col = threadIdx.x; col < cols; col += blockDim.x) {
-        const u32 bits = __float_as_uint(E::load(x[col])) & 0x7FFFFFFF;
-        most = bits < INFINITE_BITS && bits > most ? bits : most;
+    for (u32 col = COUNT * threadIdx.x; col < cols; col += COUNT * blockDim.x) {
+        const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const u32 bits = __float_as_uint(pack[i]) & 0x7FFFFFFF;
+            most = bits < INFINITE_BITS && bits > most ? bits : most;
+        }
     }
     most = block_max(most);
     return most == 0 ? 0 : exponent_of(most) - LARGEST_EXPONENT;
 }
 
-template <class E, bool SCALED>
+// The second piece of an element counts for 2^-11 of the first: what an FP16 leaves of an FP32 fits another.
+constexpr float SECOND_PIECE = 2048.0f;
+
+template <class E, bool SCALED, int PIECES, int COUNT>
+__device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u16* out) {
+    const int exponent = SCALED ? row_exponent<E, COUNT>(x, arguments.cols) : 0;
+    if (SCALED && threadIdx.x == 0) arguments.exponents[blockIdx.x] = exponent;
+    for (u32 col = COUNT * threadIdx.x; col < arguments.padded_cols; col += COUNT * blockDim.x) {
+        Pack<Fp16, COUNT> halves = Pack<Fp16, COUNT>::zero(), rests = halves;
+        if (col < arguments.cols) {
+            const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                if constexpr (SCALED) {
+                    const float value = ldexpf(pack[i], -exponent);
+                    halves.set(i, value);
+                    // What is not finite has no rest.
+                    if (fabsf(value) < 65536.0f) rests.set(i, (value - halves[i]) * SECOND_PIECE);
+                } else {
+                    halves.elements[i] = pack.elements[i];
+                }
+            }
+        }
+        halves.store(out + col);
+        if (PIECES == 2) rests.store(out + arguments.padded_cols + col);
+    }
+}
+
+template <class E, bool SCALED, int PIECES>
 __device__ __forceinline__ void activations(const Arguments& arguments) {
     overlap_trigger();
     overlap_wait();
     const u32 row = blockIdx.x;
     const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
-    u16* out = arguments.out + u64(row) * arguments.padded_cols;
-    const int exponent = SCALED ? row_exponent<E>(x, arguments.cols) : 0;
-    if (SCALED && threadIdx.x == 0) arguments.exponents[row] = exponent;
-#pragma unroll 4
-    for (u32 col = threadIdx.x; col < arguments.padded_cols; col += blockDim.x) {
-        if (col >= arguments.cols) {
-            out[col] = 0;
-        } else if constexpr (SCALED) {
-            out[col] = float_to_half(ldexpf(E::load(x[col]), -exponent));
-        } else {
-            out[col] = x[col];
-        }
+    u16* out = arguments.out + u64(row) * PIECES * arguments.padded_cols;
+    // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
+    if (arguments.cols % 8 == 0 && aligned(x)) {
+        bring_row<E, SCALED, PIECES, 8>(arguments, x, out);
+    } else {
+        bring_row<E, SCALED, PIECES, 1>(arguments, x, out);
     }
 }
 
-#define ACTIVATIONS(NAME, E, SCALED)                                                                          \
+#define ACTIVATIONS(NAME, E, SCALED, PIECES)                                                                         \
     extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Arguments arguments) { \
-        activations<E, SCALED>(arguments);                                                                 \
+        activations<E, SCALED, PIECES>(arguments);                                                             \
     }
 
-ACTIVATIONS(activations_f32, Fp32, true)
-ACTIVATIONS(activations_f16, Fp16, false)
-ACTIVATIONS(activations_bf16, Bf16, true)
+ACTIVATIONS(activations_f32, Fp32, true, 2)
+ACTIVATIONS(activations_f16, Fp16, false, 1)
+ACTIVATIONS(activations_bf16, Bf16, true, 1)

@@ -38,12 +38,14 @@ struct OpenTile {
         lane.begin(memory.words);
         // No lane reads the words of the tile before any more.
         __syncwarp();
-        if (!sections.valid || !tile.has_symbols()) return;
+        if (!sections.valid) return;
+        // Behind the words, of which there may be none, are the escapes.
+        copy_words(weight, memory, lane_index);
+        if (!tile.has_symbols()) return;
         const u8* heads = weight.payload + tile.begin;
         lane.state = __ldg(reinterpret_cast<const u32*>(heads) + lane_index);
         const u8* lengths = heads + 4 * LANES;
         const u32 length = tile.wide_lengths ? __ldg(reinterpret_cast<const u16*>(lengths) + lane_index) : __ldg(lengths + lane_index);
-        copy_words(weight, memory, lane_index);
         u32 sum = length;
 #pragma unroll
         for (u32 distance = 1; distance < LANES; distance *= 2) {
@@ -63,7 +65,7 @@ private:
     }
 };
 
-// Takes the first word of each lane once the words are there.
+// Takes the first word of each lane, if it has any, once the words and escapes are there.
 __device__ __forceinline__ void start_lane(Lane& lane) {
     wait_async();
     // Other lanes copied this lane's words.
@@ -83,7 +85,7 @@ __device__ __forceinline__ void load_tables(const Weight& weight, u32 bytes, u8*
 template <u32 LAYOUT, class Sink>
 __device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane& lane, bool first, u32 table_address, u32 stripe,
                                                           u32 group, const u8* raw, u32 lane_index, Sink& sink) {
-    if (first && tile.has_symbols()) start_lane(lane);
+    if (first) start_lane(lane);
     sink.begin_groups();
 #pragma unroll 1
     for (; group < tile.groups_across(); group++) {

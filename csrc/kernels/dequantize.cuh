@@ -139,7 +139,8 @@ private:
         const float values[4] = {low_value(low) * scale, high_value(low) * scale, low_value(high) * scale, high_value(high) * scale};
         Type* to = rows[half] + 4 * step;
         if (lane_is_whole()) {
-            __stcs(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
+            // Kept in the L2, where the four pieces of a lane's 64 bytes meet before they go to memory.
+            *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
             return;
         }
 #pragma unroll

@@ -22,7 +22,7 @@ struct Arguments {
     u32 part_count;
     u32 bands;         // of all parts
     u32 tiles_across;  // the most of any part
-    u32 batch;
+    u32 batch;               // rows of `x`
     const u16* x;            // FP16, rows of `x_stride` elements, zero from `cols` to the end of a group
     const int* x_exponents;  // a row of x was divided by 2 to this power; null: it was not
     u32 x_stride;
@@ -31,6 +31,8 @@ struct Arguments {
     u32 table_bytes;   // of all parts
     u32 words_bytes;   // of one warp
     u32 slots;         // bands in flight
+    u32 x_pieces;      // rows of `x` for one of y: 2 where the second adds 2^-11 of its product to the first's
+    u32 padding;
 };
 
 __device__ __forceinline__ void multiply(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -220,6 +222,15 @@ struct RowFactors {
     }
 };
 
+__device__ __forceinline__ void write_sum(const Arguments& arguments, const Part& part, const RowFactors& factors, u32 half, u32 row,
+                                          u32 n, u32 batch, float sum) {
+    if (n >= batch) return;
+    // The registers hold grid values times 2^-24.
+    float value = sum * 16777216.0f * factors.scales[half];
+    if (arguments.x_exponents) value = ldexpf(value, arguments.x_exponents[n]);
+    store_element(part.y, arguments.y_type, u64(n) * arguments.y_stride + row, value + factors.biases[half]);
+}
+
 template <u32 NB>
 __device__ __forceinline__ void write_stripe(const Arguments& arguments, const Part& part, const RowFactors& factors, u32 stripe_row,
                                              u32 lane, const float (&sums)[NB][4]) {
@@ -228,16 +239,16 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
         const u32 row = stripe_row + lane / 4 + 8 * half;
         if (row >= part.weight.rows) continue;
 #pragma unroll
-        for (u32 b = 0; b < NB; b++)
-#pragma unroll
-            for (u32 o = 0; o < 2; o++) {
-                const u32 n = b * MMA_COLS + 2 * (lane % 4) + o;
-                if (n >= arguments.batch) continue;
-                // The registers hold grid values times 2^-24.
-                float value = sums[b][2 * half + o] * 16777216.0f * factors.scales[half];
-                if (arguments.x_exponents) value = ldexpf(value, arguments.x_exponents[n]);
-                store_element(part.y, arguments.y_type, u64(n) * arguments.y_stride + row, value + factors.biases[half]);
+        for (u32 b = 0; b < NB; b++) {
+            const float first = sums[b][2 * half], second = sums[b][2 * half + 1];
+            const u32 n = b * MMA_COLS + 2 * (lane % 4);
+            if (arguments.x_pieces == 2) {
+                write_sum(arguments, part, factors, half, row, n / 2, arguments.batch / 2, first + second * (1.0f / 2048));
+            } else {
+                write_sum(arguments, part, factors, half, row, n, arguments.batch, first);
+                write_sum(arguments, part, factors, half, row, n + 1, arguments.batch, second);
             }
+        }
     }
 }
 

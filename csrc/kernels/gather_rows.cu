@@ -10,25 +10,25 @@ struct Arguments {
     u64 out_stride;
     u32 count;        // of indices
     u32 words_bytes;  // of one warp
-    u32 element;      // of `out`, an `Element`
+    u32 element;      // an Element
     u32 padding;
 };
 
-// A part of a row of `out`. Its element is known when the kernel runs: the few stores of one row are not worth a kernel each.
-struct OutRow {
-    void* first;
+// A row's part in one tile. Its elements' type is known only at run time: a third of the code, and its stores are few.
+struct OutputRow {
+    void* elements;
     u32 element;
 
-    __device__ __forceinline__ OutRow at(u64 col) const {
-        return {static_cast<u8*>(first) + col * (element == F32 ? sizeof(float) : sizeof(u16)), element};
+    __device__ __forceinline__ void store(u32 at, float value) const {
+        if (element == F32) {
+            static_cast<float*>(elements)[at] = value;
+        } else {
+            static_cast<u16*>(elements)[at] = element == F16 ? float_to_half(value) : float_to_bf16(value);
+        }
     }
 
-    __device__ __forceinline__ void store(u32 col, float value) const {
-        if (element == F32) {
-            static_cast<float*>(first)[col] = value;
-        } else {
-            static_cast<u16*>(first)[col] = element == F16 ? float_to_half(value) : float_to_bf16(value);
-        }
+    __device__ __forceinline__ void fill_with_nan(u32 cols, u32 lane) const {
+        for (u32 col = lane; col < cols; col += LANES) store(col, __uint_as_float(0x7FC00000));
     }
 };
 
@@ -47,18 +47,20 @@ struct LaneRow {
     u32 registers[LANE_COLS / 2];
 };
 
-// Not inlined: the loop over the groups is there once for each number of raw bits.
-__device__ __noinline__ void store_lane_row(OutRow out, u32 cols, float scale, LaneRow row) {
+// `col` is the lane's first. Not inlined: the loop over the groups is there once for each number of raw bits.
+__device__ __noinline__ void store_lane_row(OutputRow out, u32 col, u32 cols, float scale, LaneRow row) {
 #pragma unroll
     for (u32 n = 0; n < LANE_COLS; n++) {
-        if (n < cols) out.store(n, (n & 1 ? high_value(row.registers[n / 2]) : low_value(row.registers[n / 2])) * scale);
+        const u32 pair = row.registers[n / 2];
+        if (col + n < cols) out.store(col + n, (n & 1 ? high_value(pair) : low_value(pair)) * scale);
     }
 }
 
 // Stores one row of a stripe.
 struct RowSink {
-    OutRow out;  // this lane's part of the row in the current group
-    u32 cols;    // inside the matrix, from this lane's first in the current group; 0 where the lane has none of the row
+    OutputRow out;
+    u32 col;   // of this lane's first in the current group
+    u32 cols;  // of the tile; 0 where the lane has none of the row
     bool upper;  // the row is the second of the lane's two
     float scale;
     LaneRow row;
@@ -73,9 +75,8 @@ struct RowSink {
     }
 
     __device__ __forceinline__ void end_group() {
-        if (cols > 0) store_lane_row(out, cols, scale, row);
-        out = out.at(GROUP_COLS);
-        cols = cols > GROUP_COLS ? cols - GROUP_COLS : 0;
+        if (cols > 0) store_lane_row(out, col, cols, scale, row);
+        col += GROUP_COLS;
     }
 };
 
@@ -97,7 +98,7 @@ __device__ __forceinline__ int escape_at(const Escapes& escapes, u32 position) {
 struct LeftRowSink {
     const Tile& tile;
     const Escapes& escapes;
-    OutRow out;  // where the tile's part of the row begins
+    OutputRow out;
     WantedRow wanted;
     u32 lane;
     bool active;  // the lane has the row, and this is its stripe
@@ -127,23 +128,10 @@ struct LeftRowSink {
     }
 };
 
-__device__ __forceinline__ void fill_with_nan(const OutRow& out, u32 cols, u32 lane) {
-    for (u32 col = lane; col < cols; col += LANES) out.store(col, __uint_as_float(0x7FC00000));
-}
-
-// Writes a row's escapes over what stands at their places.
-__device__ __forceinline__ void store_row_escapes(const Tile& tile, const Escapes& escapes, WantedRow wanted, float scale,
-                                                  const OutRow& out, u32 lane) {
-    for (u32 index = lane; index < escapes.count; index += LANES) {
-        const u32 position = escapes.position(index);
-        if (position / tile.cols == wanted.row) out.store(position % tile.cols, float(escapes.value(index)) * scale);
-    }
-}
-
-// `out`: where the tile's part of the row begins.
 template <u32 LAYOUT>
-__device__ __forceinline__ void gather_from_tile(const Weight& weight, const Tile& tile, OpenTile& open, WantedRow wanted,
-                                                 const WarpMemory& memory, const OutRow& out, u32 lane) {
+__device__ __forceinline__ void gather_from_tile(const Weight& weight, const OpenTile& open, WantedRow wanted,
+                                                 const WarpMemory& memory, const OutputRow& out, u32 lane) {
+    const Tile& tile = open.tile;
     const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
     const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
     const float scale = scale_of(weight, tile.row + wanted.row);
@@ -157,12 +145,17 @@ __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Til
             raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
             continue;
         }
-        const u32 first = lane % 4 * LANE_COLS;
-        RowSink sink = {out.at(first), active && tile.cols > first ? tile.cols - first : 0, wanted.half() == 1, scale};
+        RowSink sink = {out, lane % 4 * LANE_COLS, active ? tile.cols : 0, wanted.half() == 1, scale};
         raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
     }
+    if (tile.left) return;
+    // Zeros were stored at the places of the escapes, by other lanes.
     __syncwarp();
-    if (!tile.left) store_row_escapes(tile, escapes, wanted, scale, out, lane);
+    const u32 first = wanted.row * tile.cols;
+    for (u32 index = lane; index < escapes.count; index += LANES) {
+        const u32 col = escapes.position(index) - first;
+        if (col < tile.cols) out.store(col, float(escapes.value(index)) * scale);
+    }
 }
 
 // `task`: an index and a tile of its row's band.
@@ -172,21 +165,21 @@ __device__ __forceinline__ void gather_task(const Arguments& arguments, u32 task
     const u32 place = task / weight.tiles_across, across = task % weight.tiles_across;
     const long long index = arguments.indices[place];
     const u32 col = across * weight.tile_cols;
-    const OutRow out = OutRow{arguments.out, arguments.element}.at(place * arguments.out_stride + col);
-    const u32 cols = min_u32(weight.tile_cols, weight.cols - col);
+    const u64 at = place * arguments.out_stride + col;
+    const OutputRow out = {static_cast<u8*>(arguments.out) + at * (arguments.element == F32 ? 4 : 2), arguments.element};
     if (index < 0 || index >= weight.rows) {
-        fill_with_nan(out, cols, lane);
+        out.fill_with_nan(min_u32(weight.tile_cols, weight.cols - col), lane);
         return;
     }
     const u32 down = u32(index) / weight.tile_rows;
     const Tile tile = tile_at(weight, down, across, load_header(weight, down * weight.tiles_across + across));
     OpenTile open;
     open.open(weight, tile, memory, lane);
-    if (!open.sections.valid) {
-        fill_with_nan(out, cols, lane);
-        return;
+    if (open.sections.valid) {
+        gather_from_tile<LAYOUT>(weight, open, {u32(index) - tile.row}, memory, out, lane);
+    } else {
+        out.fill_with_nan(tile.cols, lane);
     }
-    gather_from_tile<LAYOUT>(weight, tile, open, {u32(index) - tile.row}, memory, out, lane);
 }
 
 // Shared memory: tables, the warps' words.

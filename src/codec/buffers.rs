@@ -116,12 +116,21 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Reads the frequency tables.
+    /// Reads the frequency tables. Errors where a frequency passes the layout's cap.
     pub fn frequency_tables(&self) -> Result<Vec<FrequencyTable>> {
         let mut rest = self.tables;
         let mut tables = Vec::with_capacity(self.header.table_count);
         for _ in 0..self.header.table_count {
-            tables.push(FrequencyTable::read(&mut rest, self.header.scale_bits, &self.subject)?);
+            let table = FrequencyTable::read(&mut rest, self.header.scale_bits, &self.subject)?;
+            let cap = u32::from(self.header.layout.frequency_cap());
+            if let Some(symbol) = (0..=255).find(|&symbol| table.frequency(symbol) > cap) {
+                let got = table.frequency(symbol);
+                return Err(Error::corrupt(
+                    &*self.subject,
+                    format!("a table has a frequency of {got} for symbol {symbol}, wanted at most {cap}"),
+                ));
+            }
+            tables.push(table);
         }
         if !rest.is_empty() {
             return Err(Error::corrupt(
@@ -167,4 +176,45 @@ pub(super) fn checksum(scales: &[u8], tables: &[u8], tiles: &[u8], payload: &[u8
         hasher.update(bytes);
     }
     hasher.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::*;
+    use crate::codec::{encode, EncodeOptions, SourceDtype};
+
+    fn encoded() -> Buffers {
+        let values: Vec<i16> = (0..300 * 300).map(|n| (n * 7 % 23) as i16 - 11).collect();
+        let options = EncodeOptions { allow_left: false, ..EncodeOptions::default() };
+        encode("w", &values, [300, 300], &[bf16::ONE], SourceDtype::F16, options).unwrap()
+    }
+
+    /// Writes `bytes` into the header at `at` and makes its checksum right again.
+    fn set_header(buffers: &mut Buffers, at: usize, bytes: &[u8]) {
+        buffers.header[at..at + bytes.len()].copy_from_slice(bytes);
+        let checksum = xxh3_64(&buffers.header[..48]);
+        buffers.header[48..56].copy_from_slice(&checksum.to_le_bytes());
+    }
+
+    #[test]
+    fn tables_of_another_size_than_the_layouts_are_corrupt() {
+        let mut buffers = encoded();
+        set_header(&mut buffers, 20, &[10]);
+        let error = buffers.view("w").unwrap_err().to_string();
+        assert!(error.contains("scale bits 10, wanted 11"), "{error}");
+    }
+
+    #[test]
+    fn a_frequency_that_an_entry_has_no_room_for_is_corrupt() {
+        let mut buffers = encoded();
+        // 512 four times, then 252 zeros.
+        buffers.tables = [[0x80, 4]; 4].concat();
+        buffers.tables.extend([0, 251]);
+        set_header(&mut buffers, 22, &[1]);
+        set_header(&mut buffers, 24, &10u32.to_le_bytes());
+        let error = buffers.view("w").unwrap().frequency_tables().unwrap_err().to_string();
+        assert!(error.contains("frequency of 512 for symbol 0, wanted at most 511"), "{error}");
+    }
 }

@@ -3,7 +3,6 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
-use crate::rans::SCALE_BITS_RANGE;
 use crate::tile::raw_bits::RawField;
 use crate::tile::TileGrid;
 
@@ -55,7 +54,7 @@ impl Layout {
         1 << (self.class_bits() + magnitude_bits)
     }
 
-    /// `scale_bits` that the encoder uses.
+    /// Frequencies of a table sum to two to this power.
     pub fn scale_bits(self) -> u32 {
         match self {
             Self::Fast => 11,
@@ -236,8 +235,8 @@ impl Header {
             other => return Err(corrupt(format!("scale granularity {other}, wanted 0 or 1"))),
         };
         let scale_bits = u32::from(bytes[20]);
-        if !SCALE_BITS_RANGE.contains(&scale_bits) {
-            return Err(corrupt(format!("scale bits {scale_bits}, wanted 8 to 12")));
+        if scale_bits != layout.scale_bits() {
+            return Err(corrupt(format!("scale bits {scale_bits}, wanted {}", layout.scale_bits())));
         }
         if bytes[23] != 0 || field(28, 4) != 0 {
             return Err(corrupt("reserved bytes of the header are not zero".into()));

@@ -17,8 +17,8 @@ const ESCAPE_BITS: f64 = 24.0;
 /// LEFT is taken where its bits are below this share of the plain ones. Weights have no correlation worth coding, and a
 /// tile that codes differences is decoded by a slower path: a hair's breadth is not worth that.
 const LEFT_MUST_REACH: f64 = 0.97;
-/// How finely the tiles of one raw width are sorted before neighbours are merged into tables.
-const BINS: usize = 8;
+/// Most tables of a tensor. A GPU keeps all of them in the memory of each multiprocessor, where they take room from its warps.
+const MOST_TABLES: usize = 8;
 /// Magnitudes from here on are escapes whatever the raw bits.
 const MAGNITUDES: usize = 1024;
 
@@ -46,7 +46,9 @@ impl TileShape {
         let pieces = cols.div_ceil(widest);
         let tile_cols = cols.div_ceil(pieces).next_multiple_of(GROUP_COLS);
         let stripe = STRIPE_ROWS * tile_cols;
-        let stripes = if row_access { 1 } else { ((target + stripe / 2) / stripe).max(1) };
+        // Where several tiles make a band, a GPU adds their products up stripe by stripe: a stripe is a tile.
+        let one_stripe = row_access || pieces > 1;
+        let stripes = if one_stripe { 1 } else { ((target + stripe / 2) / stripe).max(1) };
         let most = (MAX_TILE_CELLS / stripe).max(1);
         let tile_rows = STRIPE_ROWS * stripes.min(rows.div_ceil(STRIPE_ROWS)).min(most);
         Self { rows: tile_rows, cols: tile_cols }
@@ -89,15 +91,17 @@ pub(super) fn plan(values: &[i16], grid: &TileGrid, layout: Layout, allow_left: 
         .zip(&assigned)
         .map(|(profile, &raw)| TileChoice { predictor: profile.predictor, raw_magnitude_bits: raw, table: 0 })
         .collect();
+    // How finely the tiles of one raw width are sorted before neighbours are merged into tables.
+    let bins = MOST_TABLES / widths.len().max(1);
     for width in widths {
         let mut members: Vec<usize> = (0..tiles.len()).filter(|&index| assigned[index] == width).collect();
         members.sort_by(|&a, &b| profiles[a].mean_magnitude.total_cmp(&profiles[b].mean_magnitude));
-        let bins: Vec<&[usize]> = members.chunks(members.len().div_ceil(BINS).max(1)).collect();
-        let counts = bins.iter().map(|bin| symbol_counts(values, grid, bin, &choices, layout)).collect();
+        let sorted: Vec<&[usize]> = members.chunks(members.len().div_ceil(bins).max(1)).collect();
+        let counts = sorted.iter().map(|bin| symbol_counts(values, grid, bin, &choices, layout)).collect();
         let groups = merge_neighbours(counts);
-        let mut bins = bins.into_iter();
+        let mut sorted = sorted.into_iter();
         for (width_in_bins, counts) in groups {
-            for &member in bins.by_ref().take(width_in_bins).flatten() {
+            for &member in sorted.by_ref().take(width_in_bins).flatten() {
                 choices[member].table = tables.len();
             }
             tables.push(FrequencyTable::from_counts(&counts, layout.scale_bits(), layout.frequency_cap()));
@@ -194,7 +198,7 @@ fn choose_widths(profiles: &[Profile]) -> Vec<u32> {
         .map(|width| (width, total(&[widths.as_slice(), &[width]].concat())))
         .min_by(|a, b| a.1.total_cmp(&b.1))
     {
-        if with + TABLE_BITS >= cost {
+        if with + TABLE_BITS >= cost || widths.len() == MOST_TABLES {
             break;
         }
         cost = with;

@@ -90,11 +90,13 @@ impl CompressedWeight {
         // What is about to leave the CPU is checked here: fetching it back would cost time and memory.
         let leaves = path.device().is_cuda() && buffers.iter().all(|buffer| buffer.device() == Device::Cpu);
         let checked = leaves.then(|| CheckedWeight::of(&view_of(&tensor_path, &buffers)?)).transpose()?;
-        let mut names = BUFFER_NAMES.iter();
-        let buffers = buffers.map(|buffer| {
-            let name = names.next().copied().unwrap_or_default();
-            path.add(name, buffer.to_device(path.device()), false)
-        });
+        let mut moved = Vec::with_capacity(buffers.len());
+        for buffer in buffers {
+            moved.push(buffer.f_to_device(path.device()).about(&tensor_path)?);
+        }
+        let registered =
+            BUFFER_NAMES.iter().zip(moved).map(|(name, buffer)| path.add(name, buffer, false)).collect();
+        let buffers = five(registered)?;
         let mut weight = Self {
             tensor_path,
             buffers,
@@ -122,7 +124,7 @@ impl CompressedWeight {
         for (name, bytes) in buffers.iter() {
             tensors.push(Tensor::f_from_slice(bytes).about(name)?);
         }
-        <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
+        five(tensors)
     }
 
     pub fn tensor_path(&self) -> &str {
@@ -271,6 +273,10 @@ impl Prepared {
             }
         }
     }
+}
+
+fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
+    <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
 }
 
 /// Looks at `buffers`, which are on the CPU, as a tensor.

@@ -58,7 +58,8 @@ const SCRATCH_BYTES: usize = 32 << 20;
 pub struct CompressedLinear {
     weight: Arc<CompressedWeight>,
     bias: Option<Arc<Bias>>,
-    fused_rows: AtomicUsize,
+    /// Shared by all handles to the layer.
+    fused_rows: Arc<AtomicUsize>,
 }
 
 impl CompressedLinear {
@@ -75,7 +76,8 @@ impl CompressedLinear {
             None => None,
             Some(bytes) => {
                 check_new(path, "bias")?;
-                let bytes = path.add("bias", bytes.to_device(path.device()), false);
+                let moved = bytes.f_to_device(path.device()).about(weight.tensor_path())?;
+                let bytes = path.add("bias", moved, false);
                 Some(Arc::new(Bias::new(path.path("bias"), bytes, weight.shape()[0])?))
             }
         };
@@ -88,16 +90,12 @@ impl CompressedLinear {
     }
 
     fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
-        Self { weight, bias, fused_rows: AtomicUsize::new(BY_DTYPE) }
+        Self { weight, bias, fused_rows: Arc::new(AtomicUsize::new(BY_DTYPE)) }
     }
 
-    /// Another handle to the same weight.
+    /// Another handle to the same layer.
     pub(super) fn share(&self) -> Self {
-        Self {
-            weight: self.weight.clone(),
-            bias: self.bias.clone(),
-            fused_rows: AtomicUsize::new(self.fused_rows.load(Ordering::Relaxed)),
-        }
+        Self { weight: self.weight.clone(), bias: self.bias.clone(), fused_rows: self.fused_rows.clone() }
     }
 
     /// How the weight is coded, where it is on a GPU.
@@ -143,6 +141,7 @@ impl CompressedLinear {
         }
         let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
         let y = if x.device().is_cuda() {
+            let rows = with_neighboring_columns(&rows).about(subject)?;
             let shape = [rows.size()[0], out_features as i64];
             let y = Tensor::f_empty(shape, (x.kind(), x.device())).about(subject)?;
             self.forward_on_cuda(&rows, &y)?;
@@ -283,6 +282,20 @@ impl CompressedLinear {
         }
     }
 
+    /// Whether [`CompressedLinear::try_forward`] of `x` multiplies while it decodes. On a GPU this may measure, as a forward may.
+    ///
+    /// # Errors
+    /// As [`CompressedLinear::try_forward`].
+    pub fn is_fused(&self, x: &Tensor) -> Result<bool> {
+        self.check_input(x)?;
+        let batch = x.numel() / self.weight.shape()[1].max(1);
+        if x.device().is_cuda() {
+            self.is_fused_on_cuda(x, batch)
+        } else {
+            Ok(batch <= self.fused_rows(x.kind()))
+        }
+    }
+
     /// `[out_features, in_features]`.
     pub fn shape(&self) -> [usize; 2] {
         self.weight.shape()
@@ -322,6 +335,14 @@ impl nn::Module for CompressedLinear {
     fn forward(&self, x: &Tensor) -> Tensor {
         self.try_forward(x).unwrap_or_else(|error| panic!("{error}"))
     }
+}
+
+/// `rows` itself, or a copy where its columns are apart.
+fn with_neighboring_columns(rows: &Tensor) -> std::result::Result<Tensor, tch::TchError> {
+    if rows.stride().last() == Some(&1) {
+        return Ok(rows.shallow_clone());
+    }
+    rows.f_contiguous()
 }
 
 thread_local! {

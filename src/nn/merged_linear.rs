@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::compressed_linear::Ready;
 use super::{CompressedLinear, DenseLinear, Linear};
 use crate::error::{Result, TorchContext};
-use crate::ops::cuda::{can_fuse, fused_linear};
+use crate::ops::cuda::{fused_linear, should_merge};
 use crate::ops::transformer::Launcher;
 
 /// The outputs of several linears of the same input side by side: q, k and v, or gate and up.
@@ -134,18 +134,18 @@ fn side_by_side(y: &Tensor, shapes: impl Iterator<Item = [usize; 2]>) -> Result<
         .collect()
 }
 
-/// Multiplies all parts in one fused launch, if the kernel takes them together and each of them prefers to be fused; else does
-/// nothing and says no.
+/// Multiplies all parts in one fused launch, if that is possible, pays, and each of them prefers to be fused; else does nothing
+/// and says no.
 fn in_one_launch(parts: &[CompressedLinear], x: &Tensor, outputs: &[Tensor]) -> Result<bool> {
     let launcher = Launcher::on(x.device())?;
     let ready: Vec<Ready> = parts.iter().map(|part| part.ready(&launcher)).collect::<Result<_>>()?;
     let weights = ready.iter().map(Ready::weight).collect::<Result<Vec<_>>>()?;
     let batch = x.size().first().map_or(0, |&batch| batch as usize);
-    if !can_fuse(&launcher, &weights, batch) {
+    if !should_merge(&launcher, &weights, batch) {
         return Ok(false);
     }
     for part in &ready {
-        if !part.prefers_fused(&launcher, x)? {
+        if !part.prefers_fused(&launcher, batch, x.kind())? {
             return Ok(false);
         }
     }

@@ -5,6 +5,8 @@ mod byte_buffer;
 mod compressed;
 mod compressed_embedding;
 mod compressed_linear;
+#[cfg(test)]
+mod cuda_tests;
 mod dense;
 mod merged_linear;
 mod switch_over;

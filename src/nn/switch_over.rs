@@ -50,17 +50,21 @@ pub(super) fn known(profile: &Profile) -> Option<usize> {
     MEASURED.lock().unwrap_or_else(PoisonError::into_inner).get(profile).copied()
 }
 
-/// Measures on the launcher's stream, waits for it, and keeps the result. Both closures launch the work for so many rows.
+/// Measures on the launcher's stream, waits for it, and keeps the result. `takes` says whether the fused kernel takes so many
+/// rows, the others launch the work for them.
 pub(super) fn measure(
     profile: Profile,
     launcher: &Launcher,
+    takes: impl Fn(usize) -> bool,
     fused: impl Fn(usize) -> Result<()>,
     scratch: impl Fn(usize) -> Result<()>,
 ) -> Result<usize> {
     let timer = EventTimer::new(launcher.device)?;
     let mut rows = NEVER_MEASURED_BELOW;
     for step in STEPS {
-        if time(&timer, launcher, || fused(step))? > time(&timer, launcher, || scratch(step))? {
+        let is_faster =
+            || Ok(time(&timer, launcher, || fused(step))? <= time(&timer, launcher, || scratch(step))?);
+        if !takes(step) || !is_faster()? {
             break;
         }
         rows = step;

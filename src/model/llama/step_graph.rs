@@ -10,6 +10,7 @@ use super::step_launches::{Launched, MergedLayer, StepBuffers, StepLaunches};
 use super::{KvCache, Llama, WeightsMark};
 use crate::cuda::{Device, Graph, Stream};
 use crate::error::{Result, TorchContext};
+use crate::ops::cuda::Workspace;
 use crate::ops::transformer::Launcher;
 
 /// A captured step of one model with one cache. Both are known to it by their addresses alone: the cache owns it, and
@@ -20,6 +21,8 @@ pub(super) struct StepGraph {
     buffers: StepBuffers,
     merged: Vec<MergedLayer>,
     logits: Tensor,
+    /// Scratch of the linears.
+    workspace: Workspace,
     weights: WeightsMark,
     /// What the device takes for the cache's length, where known.
     device_length: Option<usize>,
@@ -40,13 +43,25 @@ impl StepGraph {
         device.synchronize(launcher.stream)?;
         let launch =
             |launched| launch(&StepParts { llama, cache, buffers: &buffers, merged: &merged }, launched);
+        let workspace = Workspace::default();
         let graph = alone_on_a_stream(device, |stream| {
-            device.with_stream(stream, || launch(Launched::STEP))?;
-            device.synchronize(stream)?;
-            Graph::capture(device, stream, || launch(Launched::STEP))
+            workspace.during(|| {
+                device.with_stream(stream, || launch(Launched::STEP))?;
+                device.synchronize(stream)?;
+                Graph::capture(device, stream, || launch(Launched::STEP))
+            })
         })?;
         let logits = buffers.logits.f_unsqueeze(1).about("logits")?;
-        Ok(Self { graph, buffers, merged, logits, weights, device_length: None, has_tokens: false })
+        Ok(Self {
+            graph,
+            buffers,
+            merged,
+            logits,
+            workspace,
+            weights,
+            device_length: None,
+            has_tokens: false,
+        })
     }
 
     /// Whether it was captured with the weights that `llama` has now.
@@ -66,8 +81,9 @@ impl StepGraph {
         self.set_length(cache.len())?;
         let device = Launcher::on(cache.device())?.device;
         let parts = StepParts { llama, cache, buffers: &self.buffers, merged: &self.merged };
-        let graph =
-            alone_on_a_stream(device, |stream| Graph::capture(device, stream, || launch(&parts, launched)))?;
+        let graph = alone_on_a_stream(device, |stream| {
+            self.workspace.during(|| Graph::capture(device, stream, || launch(&parts, launched)))
+        })?;
         Ok((device, graph))
     }
 

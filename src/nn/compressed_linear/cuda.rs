@@ -44,6 +44,11 @@ impl CompressedLinear {
         })
     }
 
+    pub(super) fn is_fused_on_cuda(&self, x: &Tensor, batch: usize) -> Result<bool> {
+        let launcher = Launcher::on(x.device())?;
+        self.ready(&launcher)?.prefers_fused(&launcher, batch, x.kind())
+    }
+
     /// Looks at the buffers, and makes what decoding needs beside them where they have changed.
     pub(in crate::nn) fn ready(&self, launcher: &Launcher) -> Result<Ready<'_>> {
         let prepared = self.weight.prepared()?;
@@ -73,32 +78,38 @@ impl Ready<'_> {
     }
 
     fn forward(&self, launcher: &Launcher, x: &Tensor, y: &Tensor) -> Result<()> {
-        if self.prefers_fused(launcher, x)? {
+        let batch = x.size().first().map_or(0, |&batch| batch as usize);
+        if self.prefers_fused(launcher, batch, x.kind())? {
             self.fused(launcher, x, y)
         } else {
             self.through_scratch(launcher, x, y)
         }
     }
 
-    /// Whether the fused kernel takes the weight and is the faster way for `x`, as far as is known; finds out where that is
-    /// doubtful and nothing is being captured.
-    pub(in crate::nn) fn prefers_fused(&self, launcher: &Launcher, x: &Tensor) -> Result<bool> {
-        let batch = x.size().first().map_or(0, |&batch| batch as usize);
+    /// Whether the fused kernel takes the weight and is the faster way for so many rows of `kind`, as far as is known; finds out
+    /// where that is doubtful and nothing is being captured.
+    pub(in crate::nn) fn prefers_fused(
+        &self,
+        launcher: &Launcher,
+        batch: usize,
+        kind: tch::Kind,
+    ) -> Result<bool> {
         let weight = self.weight()?;
         if !can_fuse(launcher, &[weight], batch.clamp(1, MOST_ROWS)) {
             return Ok(false);
         }
         let rows = match self.linear.fused_rows.load(Ordering::Relaxed) {
-            BY_DTYPE if switch_over::is_doubtful(batch) => self.measured_rows(launcher, weight, x)?,
+            BY_DTYPE if switch_over::is_doubtful(batch) => self.measured_rows(launcher, weight, kind)?,
             BY_DTYPE => DEFAULT_ROWS,
             rows => rows,
         };
         Ok(batch <= rows)
     }
 
-    fn measured_rows(&self, launcher: &Launcher, weight: &DeviceWeight, x: &Tensor) -> Result<usize> {
+    fn measured_rows(&self, launcher: &Launcher, weight: &DeviceWeight, kind: tch::Kind) -> Result<usize> {
         let (layout, quarter_raw_bits) = weight.profile();
-        let (ordinal, shape, kind) = (weight.ordinal(), weight.shape(), x.kind());
+        let (ordinal, shape) = (weight.ordinal(), weight.shape());
+        let device = tch::Device::Cuda(ordinal);
         let profile = Profile { ordinal, shape, layout, quarter_raw_bits, kind };
         if let Some(rows) = switch_over::known(&profile) {
             return Ok(rows);
@@ -107,7 +118,7 @@ impl Ready<'_> {
             return Ok(DEFAULT_ROWS);
         }
         let [out_features, in_features] = shape.map(|features| features as i64);
-        let zeros = |features| Tensor::f_zeros([MOST_ROWS as i64, features], (kind, x.device()));
+        let zeros = |features| Tensor::f_zeros([MOST_ROWS as i64, features], (kind, device));
         let (Ok(x), Ok(y)) = (zeros(in_features), zeros(out_features)) else {
             // No memory to spare for a measurement.
             return Ok(DEFAULT_ROWS);
@@ -123,20 +134,12 @@ impl Ready<'_> {
                 self.through_scratch(launcher, &x, &y)
             }
         };
-        switch_over::measure(profile, launcher, |rows| run(rows, true), |rows| run(rows, false))
+        let takes = |rows| can_fuse(launcher, &[weight], rows);
+        switch_over::measure(profile, launcher, takes, |rows| run(rows, true), |rows| run(rows, false))
     }
 
-    /// In pieces of as many rows as one launch takes.
     fn fused(&self, launcher: &Launcher, x: &Tensor, y: &Tensor) -> Result<()> {
-        let subject = self.linear.tensor_path();
-        let batch = x.size().first().copied().unwrap_or(0);
-        for start in (0..batch).step_by(MOST_ROWS) {
-            let rows = (batch - start).min(MOST_ROWS as i64);
-            let x = x.f_narrow(0, start, rows).about(subject)?;
-            let y = y.f_narrow(0, start, rows).about(subject)?;
-            fused_linear(launcher, &x, &[self.part(&y)?])?;
-        }
-        Ok(())
+        fused_linear(launcher, x, &[self.part(y)?])
     }
 
     /// Decodes into scratch, as many rows at a time as fit it, and multiplies.

@@ -1,7 +1,7 @@
 //! `x` as the fused kernel reads it: rows of FP16, with zeros up to a whole group.
 //!
 //! FP32 and BF16 reach further than FP16: their rows are divided by a power of two, each by its own, and the result is
-//! multiplied by it again.
+//! multiplied by it again. An FP32 row becomes two, of 11 bits of each element's mantissa.
 
 use tch::{Kind, Tensor};
 
@@ -10,6 +10,7 @@ use super::weight::number;
 use crate::cuda::{arg, kernels, Launch};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
+use crate::rans::LANES;
 use crate::tile::GROUP_COLS;
 
 /// Where the kernel's loads begin.
@@ -24,7 +25,19 @@ pub(super) struct Activations {
     pub(super) exponents: u64,
     /// In elements.
     pub(super) row_stride: u32,
-    pub(super) batch: u32,
+    /// Rows, all pieces counted.
+    pub(super) rows: u32,
+    /// Rows for one of `x`.
+    pub(super) pieces: u32,
+}
+
+/// Rows that one of `x` in `kind` becomes.
+pub(super) fn pieces(kind: Kind) -> usize {
+    if kind == Kind::Float {
+        2
+    } else {
+        1
+    }
 }
 
 /// Mirrors `Arguments` of `csrc/kernels/activations.cu`.
@@ -54,15 +67,17 @@ pub(super) fn with_activations<R>(
         return work(&activations);
     }
     let row_bytes = source.padded_cols() * HALF_BYTES;
-    let bytes = source.batch * (row_bytes + size_of::<i32>());
+    let rows = source.batch * pieces(source.kind);
+    let bytes = rows * row_bytes + source.batch * size_of::<i32>();
     lend(launcher, Purpose::Activations, bytes, subject, |buffer| {
         let address = buffer.data_ptr() as u64;
-        let exponents = address + (source.batch * row_bytes) as u64;
+        let exponents = address + (rows * row_bytes) as u64;
         let activations = Activations {
             address,
             exponents: if source.kind == Kind::Half { 0 } else { exponents },
             row_stride: number(subject, source.padded_cols())?,
-            batch: number(subject, source.batch)?,
+            rows: number(subject, rows)?,
+            pieces: pieces(source.kind) as u32,
         };
         source.bring(launcher, &activations, subject)?;
         work(&activations)
@@ -104,7 +119,8 @@ impl Source {
 
     /// The rows as they are, if the kernel can read them.
     fn in_place(&self, subject: &str) -> Result<Option<Activations>> {
-        let aligned = self.address % ALIGN_BYTES == 0 && self.row_stride * HALF_BYTES % ALIGN_BYTES == 0;
+        let row_bytes = self.row_stride * HALF_BYTES;
+        let aligned = self.address.is_multiple_of(ALIGN_BYTES) && row_bytes.is_multiple_of(ALIGN_BYTES);
         if self.kind != Kind::Half || self.cols != self.padded_cols() || !aligned {
             return Ok(None);
         }
@@ -112,7 +128,8 @@ impl Source {
             address: self.address as u64,
             exponents: 0,
             row_stride: number(subject, self.row_stride)?,
-            batch: number(subject, self.batch)?,
+            rows: number(subject, self.batch)?,
+            pieces: 1,
         }))
     }
 
@@ -137,11 +154,13 @@ impl Source {
             cols: number(subject, self.cols)?,
             padded_cols: to.row_stride,
         };
-        let block = (self.padded_cols() / 4).next_multiple_of(32).clamp(32, 1024) as u32;
-        let launch = Launch { grid: [to.batch, 1, 1], block, shared_bytes: 0, overlap: true };
+        // Eight elements a thread.
+        let block = (self.padded_cols() / 8).next_multiple_of(LANES).min(1024) as u32;
+        let launch =
+            Launch { grid: [number(subject, self.batch)?, 1, 1], block, shared_bytes: 0, overlap: true };
         let kernel = launcher.device.kernel(&kernels::ACTIVATIONS, symbol)?;
         // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes
-        // `padded_cols` halves and one exponent for each row: the pool lent room for them. Both live on the launcher's
+        // `padded_cols` halves for each piece and one exponent for each row: the pool lent room for them. Both live on the launcher's
         // stream: the caller's tensor by libtorch's rule, the pool's buffer by its own.
         unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     }

@@ -28,6 +28,9 @@ struct ScratchArguments {
 
 const _: () = assert!(size_of::<ScratchArguments>() == 96);
 
+/// Fewer warps take long to bring the tables into shared memory.
+const FEWEST_WARPS: usize = 8;
+
 /// Warps of a block, and blocks of a multiprocessor, as in the kernel's launch bounds.
 const WARPS: usize = 16;
 const BLOCKS: usize = 2;
@@ -129,8 +132,7 @@ impl DecodePlan {
             return None;
         }
         let grid = (limits.multiprocessors * blocks).min(tiles).max(1);
-        // A block has no more warps than tiles.
-        let warps = warps.min(tiles.div_ceil(grid)).max(1);
+        let warps = warps.min(tiles.div_ceil(grid).max(FEWEST_WARPS));
         Some(Self { grid, warps, shared_bytes: shared_bytes(warps) })
     }
 
@@ -193,8 +195,8 @@ mod tests {
     #[test]
     fn few_tiles_get_few_warps() {
         let plan = DecodePlan::new(H200, &facts(4, 2048), 1).unwrap();
-        assert_eq!((plan.grid, plan.warps), (1, 1));
+        assert_eq!((plan.grid, plan.warps), (1, 8));
         let plan = DecodePlan::new(H200, &facts(4, 2048), 1024).unwrap();
-        assert_eq!((plan.grid, plan.warps), (264, 4));
+        assert_eq!((plan.grid, plan.warps), (264, 8));
     }
 }

@@ -2,14 +2,14 @@
 
 use tch::{Kind, Tensor};
 
-use super::activations::{with_activations, Activations};
+use super::activations::{pieces, with_activations, Activations};
 use super::launch::{kernel, Element, Limits, Rows};
 use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
 use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Launch, Source};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;
 use crate::rans::LANES;
 use crate::tile::STRIPE_ROWS;
@@ -26,8 +26,8 @@ const ROWS: [usize; 4] = [8, 16, 32, MOST_ROWS];
 const MMA_COLS: usize = 8;
 /// Sums that a lane has for [`MMA_COLS`] rows of x.
 const LANE_SUMS: usize = 4;
-/// Fewer warps leave a multiprocessor idle most of the time: scratch is faster then.
-const FEWEST_WARPS: usize = 4;
+/// As many warps keep a multiprocessor busy: with fewer it waits for memory, more share its time.
+const BUSY_WARPS: usize = 16;
 
 /// One of the weights that share x. Mirrors `Part` of `csrc/kernels/fused_linear.cu`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,9 +59,11 @@ struct Arguments {
     table_bytes: u32,
     words_bytes: u32,
     slots: u32,
+    x_pieces: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 344);
+const _: () = assert!(size_of::<Arguments>() == 352);
 
 /// One weight of a launch, and where its product goes.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +79,15 @@ pub(crate) struct FusedPart<'a> {
 /// one cut into tiles, at most [`MOST_ROWS`] rows, no tile that codes differences, and tables that leave room beside them.
 pub(crate) fn can_fuse(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
     let here = weights.iter().all(|weight| weight.ordinal() == launcher.device.ordinal);
-    here && Plan::new(Limits::of(launcher), &facts(weights), batch).is_some()
+    // An FP32 row of x becomes two.
+    let fits = |rows| Plan::new(Limits::of(launcher), &facts(weights), rows).is_some();
+    here && fits(batch) && fits((2 * batch).min(MOST_ROWS))
+}
+
+/// Whether one launch can multiply all of `weights` and is expected to take no longer than one launch for each: the tables of
+/// several weights may leave room for few warps.
+pub(crate) fn should_merge(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
+    can_fuse(launcher, weights, batch) && Plan::pays_merged(Limits::of(launcher), &facts(weights), batch)
 }
 
 fn facts(weights: &[&DeviceWeight]) -> Vec<WeightFacts> {
@@ -85,7 +95,7 @@ fn facts(weights: &[&DeviceWeight]) -> Vec<WeightFacts> {
 }
 
 /// `x` `[batch, cols]` in FP32, FP16 or BF16 to the `y` of every part, on the launcher's stream. The result does not depend on the
-/// launch, nor a row's on the other rows.
+/// launch, nor a row's on the other rows. Allocates only where the columns of `x` are apart.
 ///
 /// # Errors
 /// `Unsupported` where [`can_fuse`] says no, `InvalidArgument` for a tensor of another shape, dtype or device.
@@ -101,14 +111,21 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
             format!("input is {size:?} on {:?}, wanted [batch, {cols}] on {device:?}", x.device()),
         ));
     }
+    let at_once = (MOST_ROWS / pieces(x.kind())) as i64;
+    if size[0] > at_once {
+        return in_pieces(launcher, x, parts, at_once);
+    }
     let weights: Vec<&DeviceWeight> = parts.iter().map(|part| part.weight).collect();
-    let Some(plan) = Plan::new(Limits::of(launcher), &facts(&weights), size[0] as usize) else {
+    let rows = size[0] as usize * pieces(x.kind());
+    let Some(plan) = Plan::new(Limits::of(launcher), &facts(&weights), rows) else {
         return Err(Error::unsupported(
             subject,
             "can't be multiplied while it is decoded; decode it into scratch",
         ));
     };
     let output = Output::of(parts, size[0] as usize, device)?;
+    let neighbors = cols == 1 || x.stride().last() == Some(&1);
+    let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
     with_activations(launcher, x, subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
         let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
@@ -124,6 +141,26 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
         // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
         unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     })
+}
+
+/// `at_once` rows of x after the other: every piece decodes the weights anew.
+fn in_pieces(launcher: &Launcher, x: &Tensor, parts: &[FusedPart], at_once: i64) -> Result<()> {
+    let batch = x.size()[0];
+    for start in (0..batch).step_by(at_once as usize) {
+        let cut = |tensor: &Tensor, subject: &str| {
+            tensor.f_narrow(0, start, at_once.min(batch - start)).about(subject)
+        };
+        let subject = |part: &FusedPart| part.weight.subject().to_owned();
+        let outputs =
+            parts.iter().map(|part| cut(part.y, &subject(part))).collect::<Result<Vec<Tensor>>>()?;
+        let own: Vec<FusedPart> = parts
+            .iter()
+            .zip(&outputs)
+            .map(|(part, y)| FusedPart { weight: part.weight, bias: part.bias, y })
+            .collect();
+        fused_linear(launcher, &cut(x, "input")?, &own)?;
+    }
+    Ok(())
 }
 
 /// Where the products go.
@@ -198,7 +235,7 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         part_count: parts.len() as u32,
         bands: number(subject, plan.bands)?,
         tiles_across: number(subject, plan.tiles_across)?,
-        batch: x.batch,
+        batch: x.rows,
         x: x.address,
         x_exponents: x.exponents,
         x_stride: x.row_stride,
@@ -207,6 +244,8 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         table_bytes: number(subject, plan.table_bytes)?,
         words_bytes: number(subject, plan.words_bytes)?,
         slots: number(subject, plan.slots)?,
+        x_pieces: x.pieces,
+        padding: 0,
     })
 }
 
@@ -253,8 +292,23 @@ impl Plan {
             plan.shared_bytes = plan.shared_bytes(first.layout, variant.rows, slack_bytes);
             plan
         };
-        let fewest_warps = FEWEST_WARPS.min(most_warps);
-        (fewest_warps..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)
+        (1..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)
+    }
+
+    /// Whether the launch for all is expected to take no longer than those for each.
+    fn pays_merged(limits: Limits, weights: &[WeightFacts], batch: usize) -> bool {
+        let cost = |weights: &[WeightFacts]| Self::new(limits, weights, batch).map(|plan| plan.cost());
+        let apart: Option<Vec<usize>> = weights.iter().map(|&weight| cost(&[weight])).collect();
+        match (cost(weights), apart) {
+            (Some(merged), Some(apart)) => merged <= apart.iter().sum(),
+            _ => false,
+        }
+    }
+
+    /// How long a block works on its tiles, up to a factor.
+    fn cost(&self) -> usize {
+        let tasks = self.bands.div_ceil(self.grid) * self.tiles_across;
+        tasks * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
     /// What the kernel takes: the tables, aligned to the size of one, the warps' words, sums and turns of the slots and the next
@@ -371,7 +425,7 @@ mod tests {
                     let own = WeightFacts { words_bytes, table_count, ..weight(4096, 4096) };
                     if let Some(plan) = Plan::new(H200, &[own, own], batch) {
                         assert!(plan.shared_bytes <= H200.shared_bytes);
-                        assert!(plan.warps >= FEWEST_WARPS && plan.warps * LANES <= 1024);
+                        assert!(plan.warps >= 1 && plan.warps * LANES <= 1024);
                         assert!(plan.slots * plan.tiles_across >= plan.warps);
                     }
                 }
@@ -404,6 +458,16 @@ mod tests {
         assert!(Plan::new(H200, &[q, weight(1024, 2048)], 1).is_none());
         assert!(Plan::new(H200, &[q, WeightFacts { layout: Layout::Small, ..k }], 1).is_none());
         assert!(Plan::new(H200, &[], 1).is_none());
+    }
+
+    #[test]
+    fn merging_pays_unless_the_tables_crowd_out_the_warps() {
+        let with = |rows, table_count| WeightFacts { table_count, words_bytes: 3312, ..weight(rows, 4096) };
+        let pays = |weights: &[WeightFacts]| Plan::pays_merged(H200, weights, 1);
+        assert!(pays(&[with(4096, 8), with(1024, 5), with(1024, 5)]));
+        assert!(pays(&[with(14336, 8), with(14336, 8)]));
+        assert!(!pays(&[with(14336, 12), with(14336, 12)]));
+        assert!(!pays(&[with(4096, 8), with(4096, 27)]));
     }
 
     #[test]

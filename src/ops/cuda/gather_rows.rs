@@ -101,7 +101,6 @@ mod tests {
 
     #[test]
     fn the_mirror_has_the_offsets_of_the_kernel() {
-        assert_eq!((offset_of!(Arguments, indices), offset_of!(Arguments, words_bytes)), (72, 100));
-        assert_eq!(offset_of!(Arguments, element), 104);
+        assert_eq!((offset_of!(Arguments, indices), offset_of!(Arguments, element)), (72, 104));
     }
 }

@@ -12,8 +12,8 @@ mod tables;
 mod weight;
 
 pub(crate) use decode_to_scratch::decode_to_scratch;
-pub(crate) use fused_linear::{can_fuse, fused_linear, FusedPart, MOST_ROWS};
+pub(crate) use fused_linear::{can_fuse, fused_linear, should_merge, FusedPart, MOST_ROWS};
 pub(crate) use gather_rows::gather_rows;
-pub(crate) use pool::{lend, Purpose};
+pub(crate) use pool::{lend, Purpose, Workspace};
 pub(crate) use sources::sources;
 pub(crate) use weight::{CheckedWeight, DeviceWeight};

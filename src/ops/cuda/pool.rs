@@ -3,7 +3,11 @@
 //! What is launched on one stream runs in order, so that one buffer serves every launch on it, provided that the launches that
 //! write and read it are not mixed with those of another thread: a buffer is lent under a lock that is held while they are
 //! launched (not while they run).
+//!
+//! A captured graph is launched on any stream, beside other graphs that were captured on the same one: it brings a
+//! [`Workspace`] of its own.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -33,7 +37,43 @@ struct Slot {
     kept: Vec<Tensor>,
 }
 
-static SLOTS: LazyLock<Mutex<HashMap<Key, Arc<Mutex<Slot>>>>> = LazyLock::new(Mutex::default);
+/// Scratch for the launches of one graph, to be kept as long as the graph.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Workspace {
+    slots: Arc<Mutex<HashMap<Key, Arc<Mutex<Slot>>>>>,
+}
+
+thread_local! {
+    /// Where this thread's launches get their scratch from, if not from what all share.
+    static OWN: RefCell<Option<Workspace>> = const { RefCell::new(None) };
+}
+
+impl Workspace {
+    /// Lets what `work` launches on this thread use this workspace.
+    pub(crate) fn during<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _restore = Restore(OWN.replace(Some(self.clone())));
+        work()
+    }
+
+    /// This thread's own, or the one that all share.
+    fn current() -> Self {
+        static SHARED: LazyLock<Workspace> = LazyLock::new(Workspace::default);
+        OWN.with_borrow(|own| own.clone()).unwrap_or_else(|| SHARED.clone())
+    }
+
+    fn slot(&self, key: Key) -> Arc<Mutex<Slot>> {
+        Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default())
+    }
+}
+
+/// Puts back what was before, also after a panic.
+struct Restore(Option<Workspace>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        OWN.set(self.0.take());
+    }
+}
 
 /// Lends at least `bytes` bytes, on the launcher's device and to be used on its stream alone, while `work` launches. The buffer
 /// begins at a multiple of 512. `subject` names what needs it.
@@ -45,7 +85,7 @@ pub(crate) fn lend<R>(
     work: impl FnOnce(&Tensor) -> Result<R>,
 ) -> Result<R> {
     let key = (launcher.device.ordinal, launcher.stream, purpose);
-    let slot = Arc::clone(SLOTS.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+    let slot = Workspace::current().slot(key);
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     let capturing = launcher.stream.is_capturing(launcher.device)?;
     slot.ensure(tch::Device::Cuda(launcher.device.ordinal), bytes, subject)?;
@@ -79,6 +119,20 @@ mod tests {
     use super::*;
 
     const CPU: tch::Device = tch::Device::Cpu;
+
+    #[test]
+    fn a_workspace_is_used_only_meanwhile() {
+        let is = |workspace: &Workspace| Arc::ptr_eq(&Workspace::current().slots, &workspace.slots);
+        let (outer, inner) = (Workspace::default(), Workspace::default());
+        let shared = Workspace::current();
+        outer.during(|| {
+            assert!(is(&outer));
+            inner.during(|| assert!(is(&inner)));
+            assert!(is(&outer));
+            std::thread::scope(|scope| scope.spawn(|| assert!(is(&shared))).join().unwrap());
+        });
+        assert!(is(&shared));
+    }
 
     #[test]
     fn a_buffer_grows_and_never_shrinks() {

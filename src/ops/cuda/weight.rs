@@ -88,7 +88,7 @@ impl CheckedWeight {
         if entries.is_empty() {
             entries.resize(1 << header.layout.scale_bits(), 0);
         }
-        if header.payload_bytes % PAYLOAD_ALIGN_BYTES != 0 {
+        if !header.payload_bytes.is_multiple_of(PAYLOAD_ALIGN_BYTES) {
             return Err(Error::corrupt(
                 subject,
                 format!("the payload has {} bytes, wanted a multiple of 16", header.payload_bytes),
@@ -246,7 +246,7 @@ fn aligned(buffer: &Tensor, align: usize, subject: &str, owned: &mut Vec<Tensor>
     if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {
         return Err(Error::corrupt(subject, "a buffer is not contiguous bytes"));
     }
-    if buffer.data_ptr() as usize % align == 0 {
+    if (buffer.data_ptr() as usize).is_multiple_of(align) {
         return Ok(buffer.data_ptr() as u64);
     }
     let mut copy = buffer.f_empty_like().about(subject)?;
