@@ -92,6 +92,27 @@ fn a_wrong_number_of_arguments_is_refused() {
 }
 
 #[test]
+fn kernels_made_ready_together_are_the_ones_that_launch() {
+    let device = gpu_or_skip!();
+    device.prepare(&[&AXPY, &AXPY]).unwrap();
+    let (y, x) = (cuda_tensor(&[0.0; 256]), cuda_tensor(&[1.0; 256]));
+    axpy(device, device.current_stream().unwrap(), &y, &x, 3.0, false).unwrap();
+    assert_eq!(values(&y), [3.0; 256]);
+    static WRONG: Source = Source::file("test_wrong.cu", "error");
+    let error = device.prepare(&[&AXPY, &WRONG]).unwrap_err();
+    assert_eq!((error.kind(), error.subject()), (ErrorKind::Cuda, "test_wrong.cu"));
+}
+
+#[test]
+fn the_cache_makes_kernels_ready_sooner_than_the_compiler() {
+    let _ = gpu_or_skip!();
+    let time = time_kernel_preparation(0).unwrap();
+    println!("{time:?}");
+    assert_eq!(time.count, kernels::ALL.len());
+    assert!(time.cached_seconds > 0.0 && time.compile_seconds > 2.0 * time.cached_seconds, "{time:?}");
+}
+
+#[test]
 fn an_unknown_kernel_is_an_error_about_it() {
     let device = gpu_or_skip!();
     let error = device.kernel(&AXPY, "saxpy").unwrap_err();
