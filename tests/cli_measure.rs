@@ -171,6 +171,9 @@ fn with_a_gpu_layers_and_a_model_are_timed_on_it() {
     );
     assert_eq!((&layer["decode"][0]["dtype"], &report["step"]), (&json!("fp16"), &json!([])));
     assert!(number(&report, "copy_bytes_per_second") > 1e10, "{report}");
+    let kernels = &report["kernels"];
+    let [compiled, cached] = ["compile_seconds", "cached_seconds"].map(|key| number(kernels, key));
+    assert!(number(kernels, "count") > 10.0 && 0.0 < cached && cached < compiled, "{kernels}");
     let generate = ["bench", "generate", "--config", "15m", "--batch", "1,2", "--new", "8", "--json"];
     let report = run(&generate).json();
     for model in ["dense", "compressed"] {

@@ -256,23 +256,18 @@ __device__ __forceinline__ void attention(typename E::Type* out,           // [b
     }
 }
 
+// A module has one kernel, which its defines name: src/cuda/kernels.rs. By the widest head it takes, and the query heads that share
+// a block.
+#ifndef KERNEL
+#define KERNEL attention_f16_128_4
+#define KERNEL_ELEMENT Fp16
+#define KERNEL_WIDTH 128
+#define KERNEL_GROUP 4
+#endif
+
 // Two blocks of 256 threads fit a multiprocessor: 128 registers a thread.
-#define ATTENTION(name, E, LANES, GROUP)                                                                               \
-    extern "C" __global__ __launch_bounds__(32 * WARPS, 2) void name(                                                  \
-        E::Type* out, const E::Type* qkv, const E::Type* keys, const E::Type* values, Partials partials,               \
-        const int* length, const int* padding, Shape shape, float scale) {                                             \
-        attention<E, LANES, GROUP>(out, qkv, keys, values, partials, length, padding, shape, scale);                   \
-    }
-
-// By the widest head they take, and the query heads that share a block.
-#define ATTENTION_OF(dtype, E)                                                                                         \
-    ATTENTION(attention_##dtype##_64_1, E, 8, 1)                                                                       \
-    ATTENTION(attention_##dtype##_64_4, E, 8, 4)                                                                       \
-    ATTENTION(attention_##dtype##_128_1, E, 16, 1)                                                                     \
-    ATTENTION(attention_##dtype##_128_4, E, 16, 4)                                                                     \
-    ATTENTION(attention_##dtype##_256_1, E, 32, 1)                                                                     \
-    ATTENTION(attention_##dtype##_256_4, E, 32, 4)
-
-ATTENTION_OF(f32, Fp32)
-ATTENTION_OF(f16, Fp16)
-ATTENTION_OF(bf16, Bf16)
+extern "C" __global__ __launch_bounds__(32 * WARPS, 2) void KERNEL(
+    KERNEL_ELEMENT::Type* out, const KERNEL_ELEMENT::Type* qkv, const KERNEL_ELEMENT::Type* keys, const KERNEL_ELEMENT::Type* values,
+    Partials partials, const int* length, const int* padding, Shape shape, float scale) {
+    attention<KERNEL_ELEMENT, KERNEL_WIDTH / 8, KERNEL_GROUP>(out, qkv, keys, values, partials, length, padding, shape, scale);
+}

@@ -36,9 +36,18 @@ __device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 inde
             raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
             continue;
         }
-        RowMajorSink<ELEMENT> sink;
-        sink.start(weight, tile, stripe, rows, stride, lane);
-        raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+        RowMajorSink<ELEMENT, true> whole;
+        whole.start(weight, tile, stripe, 0, rows, stride, lane);
+        const bool whole_rows = tile.rows >= (stripe + 1) * STRIPE_ROWS && rows_are_aligned(rows, stride);
+        const u32 full = whole_rows && tile.has_symbols() && whole.scales_are_easy() ? tile.cols / GROUP_COLS : 0;
+        if (full > 0) {
+            raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, own, stripe == 0, table_address, raw, full, lane, whole);
+        }
+        if (full < tile.groups_across()) {
+            RowMajorSink<ELEMENT, false> sink;
+            sink.start(weight, tile, stripe, full, rows, stride, lane);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0 && full == 0, table_address, stripe, full, raw, lane, sink);
+        }
     }
     __syncwarp();
     if (!tile.left) store_escapes<ELEMENT>(weight, tile, escapes, 0, tile.rows, out, stride, lane);
@@ -62,14 +71,13 @@ __device__ __forceinline__ void decode_to_scratch(const Arguments& arguments) {
     }
 }
 
-#define DECODE_TO_SCRATCH(NAME, LAYOUT, ELEMENT)                                                          \
-    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ Arguments arguments) { \
-        decode_to_scratch<LAYOUT, ELEMENT>(arguments);                                                    \
-    }
+// A module has one kernel, which its defines name: src/cuda/kernels.rs.
+#ifndef KERNEL
+#define KERNEL decode_to_scratch_fast_f16
+#define KERNEL_LAYOUT FAST
+#define KERNEL_ELEMENT F16
+#endif
 
-DECODE_TO_SCRATCH(decode_to_scratch_fast_f32, FAST, F32)
-DECODE_TO_SCRATCH(decode_to_scratch_fast_f16, FAST, F16)
-DECODE_TO_SCRATCH(decode_to_scratch_fast_bf16, FAST, BF16)
-DECODE_TO_SCRATCH(decode_to_scratch_small_f32, SMALL, F32)
-DECODE_TO_SCRATCH(decode_to_scratch_small_f16, SMALL, F16)
-DECODE_TO_SCRATCH(decode_to_scratch_small_bf16, SMALL, BF16)
+extern "C" __global__ void __launch_bounds__(512, 2) KERNEL(const __grid_constant__ Arguments arguments) {
+    decode_to_scratch<KERNEL_LAYOUT, KERNEL_ELEMENT>(arguments);
+}

@@ -61,22 +61,29 @@ struct RowScale {
     }
 };
 
-// Stores the rows of one stripe in a row-major matrix.
-template <u32 ELEMENT>
+// Whether rows of a matrix can be stored 16 bytes at a time.
+template <class Type>
+__device__ __forceinline__ bool rows_are_aligned(const Type* out, u64 stride) {
+    return (reinterpret_cast<u64>(out) | stride * sizeof(Type)) % 16 == 0;
+}
+
+// Stores the rows of one stripe in a row-major matrix. WHOLE: all groups are full, the rows aligned and the scales easy, so that
+// the loops over them, one for each number of raw bits, need no branches.
+template <u32 ELEMENT, bool WHOLE>
 struct RowMajorSink {
     typedef typename ElementOf<ELEMENT>::Type Type;
     Type* rows[2];  // this lane's two rows in the current group, at its first column
     u32 cols;       // inside the matrix, from this lane's first in the current group
     bool inside[2];
-    bool aligned;   // 16-byte stores are possible
+    bool aligned;
     RowScale scales[2];
     u32 packed[2][8];
 
-    // `out` is where the tile's stripe begins, its rows `stride` elements apart.
-    __device__ __forceinline__ void start(const Weight& weight, const Tile& tile, u32 stripe, Type* out, u64 stride, u32 lane) {
-        const u32 first = lane % 4 * LANE_COLS;
+    // `out` is where the tile's stripe begins, its rows `stride` elements apart; `group` is the first.
+    __device__ __forceinline__ void start(const Weight& weight, const Tile& tile, u32 stripe, u32 group, Type* out, u64 stride, u32 lane) {
+        const u32 first = group * GROUP_COLS + lane % 4 * LANE_COLS;
         cols = tile.cols > first ? tile.cols - first : 0;
-        aligned = (reinterpret_cast<u64>(out) | stride * sizeof(Type)) % 16 == 0;
+        aligned = rows_are_aligned(out, stride);
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
             const u32 row = lane / 4 + 8 * half;
@@ -84,6 +91,11 @@ struct RowMajorSink {
             inside[half] = stripe * STRIPE_ROWS + row < tile.rows;
             scales[half].load(weight, tile.row + stripe * STRIPE_ROWS + row);
         }
+    }
+
+    // Whether the products of all lanes' rows can be taken in the element's own type; for all lanes of the warp.
+    __device__ __forceinline__ bool scales_are_easy() const {
+        return ELEMENT != F16 || __all_sync(~0u, scales[0].fits && scales[1].fits);
     }
 
     __device__ __forceinline__ void begin_groups() {}
@@ -97,8 +109,8 @@ struct RowMajorSink {
         } else {
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
-                packed[half][2 * (step & 3)] = scales[half].template packed<ELEMENT>(registers[half]);
-                packed[half][2 * (step & 3) + 1] = scales[half].template packed<ELEMENT>(registers[half + 2]);
+                packed[half][2 * (step & 3)] = pack(half, registers[half]);
+                packed[half][2 * (step & 3) + 1] = pack(half, registers[half + 2]);
             }
         }
     }
@@ -114,12 +126,19 @@ struct RowMajorSink {
     }
 
 private:
+    __device__ __forceinline__ u32 pack(u32 half, u32 pair) const {
+        if (WHOLE && ELEMENT == F16) return scales[half].halves_of(pair);
+        return scales[half].template packed<ELEMENT>(pair);
+    }
+    __device__ __forceinline__ bool has_row(u32 half) const { return WHOLE || inside[half]; }
+    __device__ __forceinline__ bool lane_is_whole() const { return WHOLE || (aligned && cols >= LANE_COLS); }
+
     __device__ __forceinline__ void store4(u32 half, u32 step, u32 low, u32 high) {
-        if (!inside[half]) return;
+        if (!has_row(half)) return;
         const float scale = scales[half].scale;
         const float values[4] = {low_value(low) * scale, high_value(low) * scale, low_value(high) * scale, high_value(high) * scale};
         Type* to = rows[half] + 4 * step;
-        if (aligned && cols >= LANE_COLS) {
+        if (lane_is_whole()) {
             // Kept in the L2, where the four pieces of a lane's 64 bytes meet before they go to memory.
             *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
             return;
@@ -131,8 +150,8 @@ private:
     }
 
     __device__ __forceinline__ void store16(u32 half) {
-        if (!inside[half]) return;
-        if (aligned && cols >= LANE_COLS) {
+        if (!has_row(half)) return;
+        if (lane_is_whole()) {
             uint4* to = reinterpret_cast<uint4*>(rows[half]);
             __stcs(to, make_uint4(packed[half][0], packed[half][1], packed[half][2], packed[half][3]));
             __stcs(to + 1, make_uint4(packed[half][4], packed[half][5], packed[half][6], packed[half][7]));

@@ -407,16 +407,16 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     }
 }
 
-#define FUSED_LINEAR(NAME, LAYOUT, NB, THREADS)                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ Arguments arguments) { \
-        fused_linear<LAYOUT, NB>(arguments);                                                                   \
-    }
+// A module has one kernel, which its defines name: src/cuda/kernels.rs.
+#ifndef KERNEL
+#define KERNEL fused_linear_fast_8
+#define KERNEL_LAYOUT FAST
+#define KERNEL_ROWS 8
+#endif
 
-FUSED_LINEAR(fused_linear_fast_8, FAST, 1, 1024)
-FUSED_LINEAR(fused_linear_fast_16, FAST, 2, 768)
-FUSED_LINEAR(fused_linear_fast_32, FAST, 4, 512)
-FUSED_LINEAR(fused_linear_fast_64, FAST, 8, 512)
-FUSED_LINEAR(fused_linear_small_8, SMALL, 1, 1024)
-FUSED_LINEAR(fused_linear_small_16, SMALL, 2, 768)
-FUSED_LINEAR(fused_linear_small_32, SMALL, 4, 512)
-FUSED_LINEAR(fused_linear_small_64, SMALL, 8, 512)
+// Of a block: what the registers allow. `Variant` of src/ops/cuda/fused_linear.rs says the same.
+constexpr u32 THREADS = KERNEL_ROWS == 8 ? 1024 : KERNEL_ROWS == 16 ? 768 : 512;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_constant__ Arguments arguments) {
+    fused_linear<KERNEL_LAYOUT, KERNEL_ROWS / MMA_COLS>(arguments);
+}

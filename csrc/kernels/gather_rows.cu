@@ -42,6 +42,20 @@ struct WantedRow {
     __device__ __forceinline__ bool belongs_to(u32 lane) const { return row % 8 == lane / 4; }
 };
 
+// What a lane has of a row in one group.
+struct LaneRow {
+    u32 registers[LANE_COLS / 2];
+};
+
+// `col` is the lane's first. Not inlined: the loop over the groups is there once for each number of raw bits.
+__device__ __noinline__ void store_lane_row(OutputRow out, u32 col, u32 cols, float scale, LaneRow row) {
+#pragma unroll
+    for (u32 n = 0; n < LANE_COLS; n++) {
+        const u32 pair = row.registers[n / 2];
+        if (col + n < cols) out.store(col + n, (n & 1 ? high_value(pair) : low_value(pair)) * scale);
+    }
+}
+
 // Stores one row of a stripe.
 struct RowSink {
     OutputRow out;
@@ -49,23 +63,21 @@ struct RowSink {
     u32 cols;  // of the tile; 0 where the lane has none of the row
     bool upper;  // the row is the second of the lane's two
     float scale;
+    LaneRow row;
 
     __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
 
     __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
-        if (cols == 0) return;
-        const u32 low = upper ? registers[1] : registers[0], high = upper ? registers[3] : registers[2];
-        const float values[4] = {low_value(low), high_value(low), low_value(high), high_value(high)};
-#pragma unroll
-        for (u32 n = 0; n < 4; n++) {
-            const u32 at = col + 4 * step + n;
-            if (at < cols) out.store(at, values[n] * scale);
-        }
+        row.registers[2 * step] = upper ? registers[1] : registers[0];
+        row.registers[2 * step + 1] = upper ? registers[3] : registers[2];
     }
 
-    __device__ __forceinline__ void end_group() { col += GROUP_COLS; }
+    __device__ __forceinline__ void end_group() {
+        if (cols > 0) store_lane_row(out, col, cols, scale, row);
+        col += GROUP_COLS;
+    }
 };
 
 // Stores one row of a stripe that codes differences to the left.
@@ -174,10 +186,12 @@ __device__ __forceinline__ void gather_rows(const Arguments& arguments) {
     }
 }
 
-#define GATHER_ROWS(NAME, LAYOUT)                                                                         \
-    extern "C" __global__ void __launch_bounds__(512, 2) NAME(const __grid_constant__ Arguments arguments) { \
-        gather_rows<LAYOUT>(arguments);                                                                   \
-    }
+// A module has one kernel, which its defines name: src/cuda/kernels.rs.
+#ifndef KERNEL
+#define KERNEL gather_rows_fast
+#define KERNEL_LAYOUT FAST
+#endif
 
-GATHER_ROWS(gather_rows_fast, FAST)
-GATHER_ROWS(gather_rows_small, SMALL)
+extern "C" __global__ void __launch_bounds__(512, 2) KERNEL(const __grid_constant__ Arguments arguments) {
+    gather_rows<KERNEL_LAYOUT>(arguments);
+}

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{xxh3_128, Xxh3};
 
 use super::architecture::Target;
-use super::compile::OPTIONS;
-use super::kernels::Source;
+use super::compile::{LIBRARY, OPTIONS};
+use super::kernels::{Header, Source};
 use crate::error::Result;
 
 /// Before the checksum (XXH3-128, little-endian) and the binary itself.
@@ -20,15 +20,6 @@ pub(super) struct DiskCache {
     folder: Option<PathBuf>,
 }
 
-/// What compiles, and what loads the result.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Versions {
-    /// NVRTC's, major and minor.
-    pub(super) compiler: (i32, i32),
-    /// The driver's, as it counts.
-    pub(super) driver: i32,
-}
-
 impl DiskCache {
     /// `kernels` in `$CODECLLM_CACHE`, or else in `codecllm` of the user's cache folder.
     pub(super) fn of_user() -> Self {
@@ -37,19 +28,24 @@ impl DiskCache {
         Self { folder: base.map(|base| base.join("kernels")) }
     }
 
-    /// What is kept for this source, or what `compile` makes of it, which is then kept.
+    /// `kernels` in this folder.
+    pub(super) fn in_folder(folder: &Path) -> Self {
+        Self { folder: Some(folder.join("kernels")) }
+    }
+
+    /// What is kept for this source and version of the driver, as it counts, or what `compile` makes of it, which is then kept.
     pub(super) fn compiled(
         &self,
         source: &Source,
-        headers: &[Source],
+        headers: &[Header],
         target: &Target,
-        versions: Versions,
+        driver: i32,
         compile: impl FnOnce() -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
         let Some(folder) = &self.folder else {
             return compile();
         };
-        let path = folder.join(file_name(source, headers, target, versions));
+        let path = folder.join(file_name(source, headers, target, driver));
         if let Some(binary) = read(&path) {
             return Ok(binary);
         }
@@ -61,24 +57,24 @@ impl DiskCache {
 }
 
 /// Names the source and the architecture for people, and all that the binary depends on by its hash.
-fn file_name(source: &Source, headers: &[Source], target: &Target, versions: Versions) -> String {
-    format!("{}-{}-{:032x}", source.name, target.name(), key(source, headers, target, versions))
+fn file_name(source: &Source, headers: &[Header], target: &Target, driver: i32) -> String {
+    format!("{}-{}-{:032x}", source.name, target.name(), key(source, headers, target, driver))
 }
 
-fn key(source: &Source, headers: &[Source], target: &Target, versions: Versions) -> u128 {
+/// Of the compiler only the library's name counts, not its minor version: a hit does not even load it.
+fn key(source: &Source, headers: &[Header], target: &Target, driver: i32) -> u128 {
     let mut hash = Xxh3::new();
     let mut add = |part: &str| {
         // The length keeps apart what would read the same when joined.
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     };
-    let (major, minor) = versions.compiler;
-    [major, minor, versions.driver].iter().for_each(|number| add(&number.to_string()));
-    add(target.name());
-    OPTIONS.iter().for_each(|option| add(option));
-    for file in std::iter::once(source).chain(headers) {
-        add(file.name);
-        add(file.text);
+    let number = driver.to_string();
+    [LIBRARY, &number, target.name()].into_iter().for_each(&mut add);
+    OPTIONS.iter().chain(source.defines).copied().for_each(&mut add);
+    [source.file, source.text].into_iter().for_each(&mut add);
+    for header in headers {
+        [header.name, header.text].into_iter().for_each(&mut add);
     }
     hash.digest128()
 }
@@ -110,19 +106,19 @@ fn write(folder: &Path, path: &Path, binary: &[u8]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    static SOURCE: Source = Source { name: "axpy.cu", text: "text" };
-    static HEADERS: [Source; 1] = [Source { name: "half.cuh", text: "header" }];
-    const VERSIONS: Versions = Versions { compiler: (13, 0), driver: 13000 };
+    static SOURCE: Source = Source::file("axpy.cu", "text");
+    static HEADERS: [Header; 1] = [Header { name: "half.cuh", text: "header" }];
+    const DRIVER: i32 = 13000;
     const TARGET: Target = Target::Cubin("sm_90a");
 
     fn cache(folder: &Path) -> DiskCache {
-        DiskCache { folder: Some(folder.join("kernels")) }
+        DiskCache::in_folder(folder)
     }
 
     /// What the cache gives, and whether it compiled for that.
     fn ask(cache: &DiskCache) -> (Vec<u8>, bool) {
         let mut compiled = false;
-        let binary = cache.compiled(&SOURCE, &HEADERS, &TARGET, VERSIONS, || {
+        let binary = cache.compiled(&SOURCE, &HEADERS, &TARGET, DRIVER, || {
             compiled = true;
             Ok(b"machine code".to_vec())
         });
@@ -181,30 +177,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(folder.path());
         let fail = || Err(crate::Error::invalid("axpy.cu", "does not compile"));
-        assert!(cache.compiled(&SOURCE, &HEADERS, &TARGET, VERSIONS, fail).is_err());
+        assert!(cache.compiled(&SOURCE, &HEADERS, &TARGET, DRIVER, fail).is_err());
         assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
     }
 
     #[test]
     fn every_input_changes_the_key() {
-        let source = |name, text| Source { name, text };
-        let header = |name, text| [Source { name, text }];
-        let driver = |driver| Versions { driver, ..VERSIONS };
-        let compiler = |compiler| Versions { compiler, ..VERSIONS };
+        let source = Source::file;
+        let header = |name, text| [Header { name, text }];
+        let defines = |defines| Source { defines, ..Source::file("axpy.cu", "text") };
         let keys = [
-            key(&SOURCE, &HEADERS, &TARGET, VERSIONS),
-            key(&source("axpy.cu", "text "), &HEADERS, &TARGET, VERSIONS),
-            key(&source("axpz.cu", "text"), &HEADERS, &TARGET, VERSIONS),
+            key(&SOURCE, &HEADERS, &TARGET, DRIVER),
+            key(&source("axpy.cu", "text "), &HEADERS, &TARGET, DRIVER),
+            key(&source("axpz.cu", "text"), &HEADERS, &TARGET, DRIVER),
             // The same bytes, cut elsewhere.
-            key(&source("axpy.cut", "ext"), &HEADERS, &TARGET, VERSIONS),
-            key(&SOURCE, &header("half.cuh", "headers"), &TARGET, VERSIONS),
-            key(&SOURCE, &header("halg.cuh", "header"), &TARGET, VERSIONS),
-            key(&SOURCE, &[], &TARGET, VERSIONS),
-            key(&SOURCE, &HEADERS, &Target::Cubin("sm_80"), VERSIONS),
-            key(&SOURCE, &HEADERS, &Target::Ptx("compute_90".to_owned()), VERSIONS),
-            key(&SOURCE, &HEADERS, &TARGET, driver(13010)),
-            key(&SOURCE, &HEADERS, &TARGET, compiler((13, 1))),
-            key(&SOURCE, &HEADERS, &TARGET, compiler((12, 0))),
+            key(&source("axpy.cut", "ext"), &HEADERS, &TARGET, DRIVER),
+            key(&SOURCE, &header("half.cuh", "headers"), &TARGET, DRIVER),
+            key(&SOURCE, &header("halg.cuh", "header"), &TARGET, DRIVER),
+            key(&SOURCE, &[], &TARGET, DRIVER),
+            key(&SOURCE, &HEADERS, &Target::Cubin("sm_80"), DRIVER),
+            key(&SOURCE, &HEADERS, &Target::Ptx("compute_90".to_owned()), DRIVER),
+            key(&SOURCE, &HEADERS, &TARGET, 13010),
+            key(&defines(&["-DA"]), &HEADERS, &TARGET, DRIVER),
+            key(&defines(&["-DA", "-DB"]), &HEADERS, &TARGET, DRIVER),
+            key(&defines(&["-DA-DB"]), &HEADERS, &TARGET, DRIVER),
         ];
         let distinct: std::collections::HashSet<_> = keys.into_iter().collect();
         assert_eq!(distinct.len(), keys.len());

@@ -9,21 +9,21 @@ use cudarc::nvrtc::sys::{self, nvrtcProgram};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::architecture::{Target, ARCHITECTURES};
-use super::kernels::{Source, ALL, HEADERS};
+use super::kernels::{Header, Source, ALL, HEADERS};
 use super::library::mapped;
 use crate::error::{Error, ErrorKind, Result};
 
-const FILE: &str = "libnvrtc.so.13";
+pub(super) const LIBRARY: &str = "libnvrtc.so.13";
 /// From pip's folder of packages.
 const PACKAGED: &str = "nvidia/cu13/lib/libnvrtc.so.13";
 
 /// Line numbers cost nothing at run time and name the line in a profiler and in `compute-sanitizer`.
 pub(super) const OPTIONS: [&str; 2] = ["--std=c++17", "-lineinfo"];
 
-/// A kernel file, compiled.
+/// A module, compiled: a kernel file, or one kernel of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
-    /// The file's name in `csrc/kernels`.
+    /// The name of the file in `csrc/kernels`, or of the kernel.
     pub name: &'static str,
     /// Machine code (an ELF file) or PTX.
     pub binary: Vec<u8>,
@@ -31,7 +31,7 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// Compiles every kernel file for one of [`ARCHITECTURES`], on as many threads as the machine has cores.
+/// Compiles every kernel for one of [`ARCHITECTURES`], on as many threads as the machine has cores.
 ///
 /// ```
 /// # if codecllm::cuda::has_compiler() {
@@ -53,7 +53,8 @@ pub fn compile_all(arch: &str) -> Result<Vec<Compiled>> {
             format!("no architecture of ours, one of {ARCHITECTURES:?} is wanted"),
         ));
     };
-    ALL.par_iter().map(|source| compile(source, HEADERS, &Target::Cubin(arch))).collect()
+    // One at a time each: they differ in how long they take.
+    ALL.par_iter().with_max_len(1).map(|source| compile(source, HEADERS, &Target::Cubin(arch))).collect()
 }
 
 /// Whether NVRTC can be loaded. It comes with libtorch's CUDA packages.
@@ -67,7 +68,7 @@ pub fn has_compiler() -> bool {
 fn load_compiler() -> bool {
     let beside_libtorch = mapped("libtorch_cpu.so")
         .and_then(|path| path.ancestors().nth(3).map(|packages| packages.join(PACKAGED)));
-    let mut paths = std::iter::once(PathBuf::from(FILE)).chain(beside_libtorch);
+    let mut paths = std::iter::once(PathBuf::from(LIBRARY)).chain(beside_libtorch);
     paths.any(|path| keep_loaded(&path));
     // SAFETY: loading NVRTC runs only its own initializers.
     let present = unsafe { sys::is_culib_present() };
@@ -95,7 +96,7 @@ fn keep_loaded(path: &Path) -> bool {
 }
 
 /// NVRTC's version, major and minor.
-pub(super) fn compiler_version() -> Result<(i32, i32)> {
+fn compiler_version() -> Result<(i32, i32)> {
     require_compiler()?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the pointers are to live integers.
@@ -108,14 +109,14 @@ fn require_compiler() -> Result<()> {
         return Ok(());
     }
     let cure = "install it (scripts/setup.sh, or pip install nvidia-cuda-nvrtc), or put its folder into LD_LIBRARY_PATH";
-    Err(Error::unsupported("NVRTC", format!("{FILE} does not load; {cure}")))
+    Err(Error::unsupported("NVRTC", format!("{LIBRARY} does not load; {cure}")))
 }
 
 /// Compiles one file; `headers` are what it may include.
-pub(super) fn compile(source: &Source, headers: &[Source], target: &Target) -> Result<Compiled> {
+pub(super) fn compile(source: &Source, headers: &[Header], target: &Target) -> Result<Compiled> {
     require_compiler()?;
     let program = Program::new(source, headers)?;
-    let compiled = program.compile(target);
+    let compiled = program.compile(target, source.defines);
     let log = program.log();
     match compiled {
         Ok(()) => Ok(Compiled { name: source.name, binary: program.binary(target)?, log }),
@@ -135,8 +136,8 @@ struct Program {
 }
 
 impl Program {
-    fn new(source: &Source, headers: &[Source]) -> Result<Self> {
-        let name = c_string(source.name, source.name)?;
+    fn new(source: &Source, headers: &[Header]) -> Result<Self> {
+        let name = c_string(source.name, source.file)?;
         let text = c_string(source.name, source.text)?;
         let header_names: Vec<CString> =
             headers.iter().map(|header| c_string(header.name, header.name)).collect::<Result<_>>()?;
@@ -160,9 +161,9 @@ impl Program {
         Ok(Self { name: source.name, program })
     }
 
-    fn compile(&self, target: &Target) -> std::result::Result<(), NvrtcError> {
+    fn compile(&self, target: &Target, defines: &[&str]) -> std::result::Result<(), NvrtcError> {
         let mut options = vec![format!("--gpu-architecture={}", target.name())];
-        options.extend(OPTIONS.map(str::to_owned));
+        options.extend(OPTIONS.iter().chain(defines).map(|option| (*option).to_owned()));
         // SAFETY: the program is alive until drop.
         unsafe { result::compile_program(self.program, &options) }
     }
@@ -233,9 +234,9 @@ mod tests {
         has_compiler()
     }
 
-    static CONVERSIONS: Source = Source {
-        name: "conversions.cu",
-        text: r#"
+    static CONVERSIONS: Source = Source::file(
+        "conversions.cu",
+        r#"
             #include "half.cuh"
             extern "C" __global__ void conversions(const u16* from, u16* to) {
                 overlap_wait();
@@ -245,7 +246,7 @@ mod tests {
                 overlap_trigger();
             }
         "#,
-    };
+    );
 
     #[test]
     fn the_headers_compile_for_every_architecture_without_a_warning() {
@@ -274,8 +275,7 @@ mod tests {
         if !compiler_is_here() {
             return;
         }
-        static WRONG: Source =
-            Source { name: "wrong.cu", text: "extern \"C\" __global__ void f() {\n  g();\n}" };
+        static WRONG: Source = Source::file("wrong.cu", "extern \"C\" __global__ void f() {\n  g();\n}");
         let error = compile(&WRONG, &[], &Target::Cubin("sm_90a")).unwrap_err();
         assert_eq!((error.kind(), error.subject()), (ErrorKind::Cuda, "wrong.cu"));
         let text = error.to_string();
@@ -289,7 +289,7 @@ mod tests {
             return;
         }
         static UNUSED: Source =
-            Source { name: "unused.cu", text: "extern \"C\" __global__ void f() {\n  int unused = 1;\n}" };
+            Source::file("unused.cu", "extern \"C\" __global__ void f() {\n  int unused = 1;\n}");
         let log = compile(&UNUSED, &[], &Target::Cubin("sm_90a")).unwrap().log;
         assert!(log.contains("unused.cu(2): warning"), "{log}");
     }
@@ -299,7 +299,7 @@ mod tests {
         if !compiler_is_here() {
             return;
         }
-        static NUL: Source = Source { name: "nul.cu", text: "\0" };
+        static NUL: Source = Source::file("nul.cu", "\0");
         let error = compile(&NUL, &[], &Target::Cubin("sm_90a")).unwrap_err();
         assert_eq!(error.to_string(), "nul.cu: has a NUL byte");
     }

@@ -6,6 +6,7 @@ use cudarc::driver::result::{self, ctx, primary_ctx};
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute};
 
 use super::architecture::Target;
+use super::cache::DiskCache;
 use super::driver::{self, DriverContext};
 use super::kernel::Kernel;
 use super::kernels::Source;
@@ -99,7 +100,7 @@ impl Device {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
             )? as usize,
             context: Context(context),
-            modules: Modules::new(target),
+            modules: Modules::new(target, DiskCache::of_user()),
         })
     }
 
@@ -114,15 +115,19 @@ impl Device {
         Ok(Entered { restore: Some(previous.unwrap_or(std::ptr::null_mut())) })
     }
 
-    /// A kernel of a source file, compiled (or read from the cache on disk) and loaded at the first call.
+    /// A kernel of a module, compiled (or read from the cache on disk) and loaded at the first call.
     pub(crate) fn kernel(&'static self, source: &'static Source, symbol: &'static str) -> Result<Kernel> {
         self.modules.kernel(self, source, symbol)
     }
 
-    /// Compiles and loads several source files at once, so that no later call waits for the compiler.
+    /// Compiles and loads several modules at once, so that no later call waits for the compiler.
     pub(crate) fn prepare(&'static self, sources: &[&'static Source]) -> Result<()> {
-        use rayon::prelude::*;
-        sources.par_iter().try_for_each(|source| self.modules.load(self, source).map(|_| ()))
+        self.modules.prepare(self, sources)
+    }
+
+    /// Modules of its own, none loaded yet.
+    pub(super) fn new_modules(&self, cache: DiskCache) -> Modules {
+        self.modules.anew(cache)
     }
 
     /// libtorch's current stream on this thread.

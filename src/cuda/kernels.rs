@@ -1,60 +1,127 @@
-//! The device code, embedded: every file of `csrc/kernels`, one line each.
+//! The device code, embedded: every file of `csrc/kernels`, cut into the modules that it is compiled as, one line each.
 
-/// One file of CUDA C++.
-#[derive(Debug)]
+/// What becomes one module: a file of CUDA C++ with its defines.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Source {
-    /// The file's name; no two files share one.
+    /// No two modules share one. A module with one kernel is named like it.
     pub(crate) name: &'static str,
-    pub(crate) text: &'static str,
+    /// The file's name, for the compiler's messages.
+    pub(super) file: &'static str,
+    pub(super) text: &'static str,
+    /// The compiler's options, beside those of all.
+    pub(super) defines: &'static [&'static str],
 }
 
-/// `NAME: "file"` makes a static `NAME` of each kernel file, and the list of them all.
+/// A file that kernels include by its name.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) name: &'static str,
+    pub(super) text: &'static str,
+}
+
+impl Source {
+    /// A whole file.
+    pub(super) const fn file(name: &'static str, text: &'static str) -> Self {
+        Self { name, file: name, text, defines: &[] }
+    }
+}
+
+/// `NAME: "file"` makes a static `NAME` of a kernel file; `NAME: "file" kernel (KEY = value)` one of a single kernel of a file
+/// that has many, which takes the compiler a second: the file is told its name and which it is. And the list of all.
 macro_rules! kernels {
-    ($($name:ident: $file:literal,)*) => {
+    ($($name:ident: $file:literal $($kernel:ident ($($key:ident = $value:tt),*))?,)*) => {
         $(
-            #[doc = concat!("`csrc/kernels/", $file, "`.")]
-            pub(crate) static $name: Source = embedded!($file);
+            #[doc = concat!("Of `csrc/kernels/", $file, "`.")]
+            pub(crate) static $name: Source = kernels!(@source $file $($kernel ($($key = $value),*))?);
         )*
-        /// Every kernel file.
+        /// Every module.
         pub(crate) static ALL: &[&Source] = &[$(&$name),*];
     };
-}
-
-macro_rules! embedded {
-    ($file:literal) => {
+    (@source $file:literal) => { Source::file($file, text!($file)) };
+    (@source $file:literal $kernel:ident ($($key:ident = $value:tt),*)) => {
         Source {
-            name: $file,
-            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/csrc/kernels/", $file)),
+            name: stringify!($kernel),
+            file: $file,
+            text: text!($file),
+            defines: &[
+                concat!("-DKERNEL=", stringify!($kernel)),
+                $(concat!("-DKERNEL_", stringify!($key), "=", stringify!($value))),*
+            ],
         }
     };
 }
 
+macro_rules! text {
+    ($file:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/csrc/kernels/", $file))
+    };
+}
+
+macro_rules! header {
+    ($file:literal) => {
+        Header { name: $file, text: text!($file) }
+    };
+}
+
+// What takes longest to compile comes first: so all are done soonest.
 kernels! {
-    ACTIVATIONS: "activations.cu",
-    ARGMAX: "argmax.cu",
-    ATTENTION: "attention.cu",
-    DECODE_TO_SCRATCH: "decode_to_scratch.cu",
-    EMBEDDING: "embedding.cu",
-    FUSED_LINEAR: "fused_linear.cu",
-    GATHER_ROWS: "gather_rows.cu",
+    DECODE_TO_SCRATCH_FAST_F16: "decode_to_scratch.cu" decode_to_scratch_fast_f16 (LAYOUT = FAST, ELEMENT = F16),
+    DECODE_TO_SCRATCH_FAST_F32: "decode_to_scratch.cu" decode_to_scratch_fast_f32 (LAYOUT = FAST, ELEMENT = F32),
+    DECODE_TO_SCRATCH_FAST_BF16: "decode_to_scratch.cu" decode_to_scratch_fast_bf16 (LAYOUT = FAST, ELEMENT = BF16),
+    FUSED_LINEAR_FAST_64: "fused_linear.cu" fused_linear_fast_64 (LAYOUT = FAST, ROWS = 64),
+    FUSED_LINEAR_FAST_32: "fused_linear.cu" fused_linear_fast_32 (LAYOUT = FAST, ROWS = 32),
+    FUSED_LINEAR_FAST_16: "fused_linear.cu" fused_linear_fast_16 (LAYOUT = FAST, ROWS = 16),
+    FUSED_LINEAR_FAST_8: "fused_linear.cu" fused_linear_fast_8 (LAYOUT = FAST, ROWS = 8),
+    GATHER_ROWS_FAST: "gather_rows.cu" gather_rows_fast (LAYOUT = FAST),
+    DECODE_TO_SCRATCH_SMALL_F16: "decode_to_scratch.cu" decode_to_scratch_small_f16 (LAYOUT = SMALL, ELEMENT = F16),
+    DECODE_TO_SCRATCH_SMALL_F32: "decode_to_scratch.cu" decode_to_scratch_small_f32 (LAYOUT = SMALL, ELEMENT = F32),
+    DECODE_TO_SCRATCH_SMALL_BF16: "decode_to_scratch.cu" decode_to_scratch_small_bf16 (LAYOUT = SMALL, ELEMENT = BF16),
+    FUSED_LINEAR_SMALL_64: "fused_linear.cu" fused_linear_small_64 (LAYOUT = SMALL, ROWS = 64),
+    FUSED_LINEAR_SMALL_32: "fused_linear.cu" fused_linear_small_32 (LAYOUT = SMALL, ROWS = 32),
+    FUSED_LINEAR_SMALL_16: "fused_linear.cu" fused_linear_small_16 (LAYOUT = SMALL, ROWS = 16),
+    FUSED_LINEAR_SMALL_8: "fused_linear.cu" fused_linear_small_8 (LAYOUT = SMALL, ROWS = 8),
+    GATHER_ROWS_SMALL: "gather_rows.cu" gather_rows_small (LAYOUT = SMALL),
+    ATTENTION_F16_256_4: "attention.cu" attention_f16_256_4 (ELEMENT = Fp16, WIDTH = 256, GROUP = 4),
+    ATTENTION_F16_256_1: "attention.cu" attention_f16_256_1 (ELEMENT = Fp16, WIDTH = 256, GROUP = 1),
+    ATTENTION_F32_256_4: "attention.cu" attention_f32_256_4 (ELEMENT = Fp32, WIDTH = 256, GROUP = 4),
+    ATTENTION_F32_256_1: "attention.cu" attention_f32_256_1 (ELEMENT = Fp32, WIDTH = 256, GROUP = 1),
+    ATTENTION_BF16_256_4: "attention.cu" attention_bf16_256_4 (ELEMENT = Bf16, WIDTH = 256, GROUP = 4),
+    ATTENTION_BF16_256_1: "attention.cu" attention_bf16_256_1 (ELEMENT = Bf16, WIDTH = 256, GROUP = 1),
+    ATTENTION_F16_128_4: "attention.cu" attention_f16_128_4 (ELEMENT = Fp16, WIDTH = 128, GROUP = 4),
+    ATTENTION_F16_128_1: "attention.cu" attention_f16_128_1 (ELEMENT = Fp16, WIDTH = 128, GROUP = 1),
+    ATTENTION_F32_128_4: "attention.cu" attention_f32_128_4 (ELEMENT = Fp32, WIDTH = 128, GROUP = 4),
+    ATTENTION_F32_128_1: "attention.cu" attention_f32_128_1 (ELEMENT = Fp32, WIDTH = 128, GROUP = 1),
+    ATTENTION_BF16_128_4: "attention.cu" attention_bf16_128_4 (ELEMENT = Bf16, WIDTH = 128, GROUP = 4),
+    ATTENTION_BF16_128_1: "attention.cu" attention_bf16_128_1 (ELEMENT = Bf16, WIDTH = 128, GROUP = 1),
+    ATTENTION_F16_64_4: "attention.cu" attention_f16_64_4 (ELEMENT = Fp16, WIDTH = 64, GROUP = 4),
+    ATTENTION_F16_64_1: "attention.cu" attention_f16_64_1 (ELEMENT = Fp16, WIDTH = 64, GROUP = 1),
+    ATTENTION_F32_64_4: "attention.cu" attention_f32_64_4 (ELEMENT = Fp32, WIDTH = 64, GROUP = 4),
+    ATTENTION_F32_64_1: "attention.cu" attention_f32_64_1 (ELEMENT = Fp32, WIDTH = 64, GROUP = 1),
+    ATTENTION_BF16_64_4: "attention.cu" attention_bf16_64_4 (ELEMENT = Bf16, WIDTH = 64, GROUP = 4),
+    ATTENTION_BF16_64_1: "attention.cu" attention_bf16_64_1 (ELEMENT = Bf16, WIDTH = 64, GROUP = 1),
     RMS_NORM: "rms_norm.cu",
-    ROPE_CACHE: "rope_cache.cu",
+    ARGMAX: "argmax.cu",
     SWIGLU: "swiglu.cu",
+    ACTIVATIONS: "activations.cu",
+    ROPE_CACHE: "rope_cache.cu",
+    EMBEDDING: "embedding.cu",
 }
 
 /// What kernels include, by name.
-pub(super) static HEADERS: &[Source] = &[
-    embedded!("decode.cuh"),
-    embedded!("dequantize.cuh"),
-    embedded!("element.cuh"),
-    embedded!("group.cuh"),
-    embedded!("half.cuh"),
-    embedded!("rans.cuh"),
-    embedded!("tile.cuh"),
+pub(super) static HEADERS: &[Header] = &[
+    header!("decode.cuh"),
+    header!("dequantize.cuh"),
+    header!("element.cuh"),
+    header!("group.cuh"),
+    header!("half.cuh"),
+    header!("rans.cuh"),
+    header!("tile.cuh"),
 ];
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     /// The names of the files with this extension in `csrc/kernels`; none where the sources are not at hand.
@@ -69,8 +136,8 @@ mod tests {
         Some(names)
     }
 
-    fn sorted<'a>(sources: impl Iterator<Item = &'a Source>) -> Vec<String> {
-        let mut names: Vec<String> = sources.map(|source| source.name.to_owned()).collect();
+    fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
         names.sort();
         names
     }
@@ -81,7 +148,26 @@ mod tests {
             println!("SKIPPED: csrc/kernels is not here");
             return;
         };
-        assert_eq!(sorted(ALL.iter().copied()), kernels);
-        assert_eq!(sorted(HEADERS.iter()), headers);
+        let mut embedded = sorted(ALL.iter().map(|source| source.file));
+        embedded.dedup();
+        assert_eq!(embedded, kernels);
+        assert_eq!(sorted(HEADERS.iter().map(|header| header.name)), headers);
+    }
+
+    #[test]
+    fn no_two_modules_share_a_name_or_are_the_same() {
+        let names: HashSet<_> = ALL.iter().map(|source| source.name).collect();
+        let contents: HashSet<_> = ALL.iter().map(|source| (source.file, source.defines)).collect();
+        assert_eq!((names.len(), contents.len()), (ALL.len(), ALL.len()));
+    }
+
+    #[test]
+    fn a_single_kernel_is_told_its_name_and_which_it_is() {
+        let source = &FUSED_LINEAR_FAST_8;
+        assert_eq!((source.name, source.file), ("fused_linear_fast_8", "fused_linear.cu"));
+        assert_eq!(
+            source.defines,
+            ["-DKERNEL=fused_linear_fast_8", "-DKERNEL_LAYOUT=FAST", "-DKERNEL_ROWS=8"]
+        );
     }
 }

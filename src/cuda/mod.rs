@@ -20,6 +20,7 @@ pub(crate) mod kernels;
 mod library;
 mod memory;
 mod modules;
+mod preparation;
 mod recorder;
 mod stream;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use compile::{compile_all, has_compiler, Compiled};
 pub use info::{device_info, DeviceInfo};
 pub use library::{is_available, load};
 pub use memory::PeakMemory;
+pub use preparation::{time_kernel_preparation, KernelPreparation};
 pub use recorder::{Recorder, Recording};
 
 pub(crate) use device::{device, Device};

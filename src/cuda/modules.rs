@@ -1,41 +1,47 @@
-//! The source files that a device has loaded.
+//! The modules that a device has loaded.
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
-use cudarc::driver::sys::CUmodule;
+use cudarc::driver::sys::{self, CUmodule};
 
 use super::architecture::Target;
-use super::cache::{DiskCache, Versions};
-use super::compile::{compile, compiler_version};
+use super::cache::DiskCache;
+use super::compile::compile;
 use super::device::Device;
 use super::driver::{self, DriverContext};
 use super::kernel::Kernel;
 use super::kernels::{Source, HEADERS};
 use crate::error::{Error, Result};
 
-/// Loaded source files and the kernels taken from them, never unloaded.
+/// Loaded modules and the kernels taken from them.
 #[derive(Debug)]
 pub(super) struct Modules {
     target: Target,
+    cache: DiskCache,
     loaded: Mutex<HashMap<&'static str, Slot>>,
     kernels: Mutex<HashMap<(&'static str, &'static str), Kernel>>,
 }
 
-/// A lock of its own for each file: one compiles while others load, and nothing compiles twice.
+/// A lock of its own for each module: one compiles while others load, and nothing compiles twice.
 type Slot = Arc<Mutex<Option<Module>>>;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Module(CUmodule);
+struct Module(CUmodule);
 
-// SAFETY: a handle, not memory: the driver takes it from any thread, and it is never unloaded.
+// SAFETY: a handle, not memory: the driver takes it from any thread.
 unsafe impl Send for Module {}
 
 impl Modules {
-    pub(super) fn new(target: Target) -> Self {
-        Self { target, loaded: Mutex::default(), kernels: Mutex::default() }
+    pub(super) fn new(target: Target, cache: DiskCache) -> Self {
+        Self { target, cache, loaded: Mutex::default(), kernels: Mutex::default() }
+    }
+
+    /// None loaded yet, for the same target.
+    pub(super) fn anew(&self, cache: DiskCache) -> Self {
+        Self::new(self.target.clone(), cache)
     }
 
     /// The kernel `symbol` of `source`.
@@ -55,8 +61,14 @@ impl Modules {
         Ok(kernel)
     }
 
-    /// Loads a file unless it is loaded.
-    pub(super) fn load(&self, device: &Device, source: &'static Source) -> Result<Module> {
+    /// Loads modules unless they are loaded, all at once on as many threads as the machine has cores.
+    pub(super) fn prepare(&self, device: &Device, sources: &[&'static Source]) -> Result<()> {
+        use rayon::prelude::*;
+        // One at a time each: they differ in how long they take.
+        sources.par_iter().with_max_len(1).try_for_each(|source| self.load(device, source).map(|_| ()))
+    }
+
+    fn load(&self, device: &Device, source: &'static Source) -> Result<Module> {
         let slot = Arc::clone(
             self.loaded.lock().unwrap_or_else(PoisonError::into_inner).entry(source.name).or_default(),
         );
@@ -70,23 +82,51 @@ impl Modules {
     }
 
     fn build(&self, device: &Device, source: &'static Source) -> Result<Module> {
-        let versions =
-            Versions { compiler: compiler_version()?, driver: driver::version().about(source.name)? };
-        let binary = DiskCache::of_user().compiled(source, HEADERS, &self.target, versions, || {
+        let driver = driver::version().about(source.name)?;
+        let binary = self.cache.compiled(source, HEADERS, &self.target, driver, || {
             compile(source, HEADERS, &self.target).map(|compiled| compiled.binary)
         })?;
         let _entered = device.enter()?;
         // SAFETY: an ELF file, whose header tells the driver its size, or PTX with its terminator, as NVRTC made it.
         let module = unsafe { result::module::load_data(binary.as_ptr().cast()) }.about(source.name)?;
+        load_functions(module).about(source.name)?;
         Ok(Module(module))
     }
+
+    /// Unloads all modules.
+    ///
+    /// # Safety
+    /// No kernel of them is used any more.
+    pub(super) unsafe fn unload(self, device: &Device) -> Result<()> {
+        let _entered = device.enter()?;
+        for (name, slot) in self.loaded.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let module = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(Module(module)) = module {
+                // SAFETY: loaded by `build` in this context, and taken out of its slot; the rest is the caller's promise.
+                unsafe { sys::cuModuleUnload(module) }.result().about(name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The driver brings code to the device at its first use, which would be in the middle of the work, or of a capture.
+fn load_functions(module: CUmodule) -> std::result::Result<(), result::DriverError> {
+    let mut count = 0;
+    // SAFETY: a loaded module, and a pointer to a live integer.
+    unsafe { sys::cuModuleGetFunctionCount(&mut count, module) }.result()?;
+    let mut functions = vec![std::ptr::null_mut(); count as usize];
+    // SAFETY: a loaded module, and room for as many functions as are asked for.
+    unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module) }.result()?;
+    // SAFETY: functions of a loaded module.
+    functions.into_iter().try_for_each(|function| unsafe { sys::cuFuncLoad(function) }.result())
 }
 
 fn kernel_of(device: &'static Device, module: Module, symbol: &'static str) -> Result<Kernel> {
     let name =
         CString::new(symbol).map_err(|error| Error::invalid(symbol, "has a NUL byte").with_source(error))?;
     let _entered = device.enter()?;
-    // SAFETY: modules are never unloaded.
+    // SAFETY: the modules of a device are never unloaded.
     let function = unsafe { result::module::get_function(module.0, name) }.about(symbol)?;
     Kernel::new(device, symbol, function)
 }

@@ -6,9 +6,9 @@ use tch::{Kind, Tensor};
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
 
-static AXPY: Source = Source {
-    name: "test_axpy.cu",
-    text: r#"
+static AXPY: Source = Source::file(
+    "test_axpy.cu",
+    r#"
         #include "half.cuh"
         // y[i] += a * x[i]
         extern "C" __global__ void axpy(float* y, const float* x, float a, int count) {
@@ -19,7 +19,7 @@ static AXPY: Source = Source {
             overlap_trigger();
         }
     "#,
-};
+);
 
 /// The first GPU, or a message.
 pub(crate) fn gpu() -> Option<&'static Device> {
@@ -92,6 +92,27 @@ fn a_wrong_number_of_arguments_is_refused() {
     // SAFETY: refused before anything is read.
     let error = unsafe { kernel.launch(device.current_stream().unwrap(), &launch, &[]) }.unwrap_err();
     assert_eq!(error.to_string(), "axpy: 0 arguments, the kernel has 4 parameters");
+}
+
+#[test]
+fn kernels_made_ready_together_are_the_ones_that_launch() {
+    let device = gpu_or_skip!();
+    device.prepare(&[&AXPY, &AXPY]).unwrap();
+    let (y, x) = (cuda_tensor(&[0.0; 256]), cuda_tensor(&[1.0; 256]));
+    axpy(device, device.current_stream().unwrap(), &y, &x, 3.0, false).unwrap();
+    assert_eq!(values(&y), [3.0; 256]);
+    static WRONG: Source = Source::file("test_wrong.cu", "error");
+    let error = device.prepare(&[&AXPY, &WRONG]).unwrap_err();
+    assert_eq!((error.kind(), error.subject()), (ErrorKind::Cuda, "test_wrong.cu"));
+}
+
+#[test]
+fn the_cache_makes_kernels_ready_sooner_than_the_compiler() {
+    let _ = gpu_or_skip!();
+    let time = time_kernel_preparation(0).unwrap();
+    println!("{time:?}");
+    assert_eq!(time.count, kernels::ALL.len());
+    assert!(time.cached_seconds > 0.0 && time.compile_seconds > 2.0 * time.cached_seconds, "{time:?}");
 }
 
 #[test]

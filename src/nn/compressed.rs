@@ -10,9 +10,9 @@ use std::time::Instant;
 use tch::{nn, Device, Kind, Tensor};
 
 use super::byte_buffer::{restore_bytes, BufferVersion};
-use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
+use crate::codec::{Buffers, DecodeTables, Layout, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
-use crate::ops::cuda::{CheckedWeight, DeviceWeight, SOURCES};
+use crate::ops::cuda::{CheckedWeight, DeviceWeight};
 use crate::ops::transformer::Launcher;
 use crate::ops::WeightRef;
 
@@ -161,6 +161,11 @@ impl CompressedWeight {
         BufferVersion::of(payload, &self.tensor_path)
     }
 
+    /// How it is coded, where it is on a GPU.
+    pub(super) fn layout_on_gpu(&self) -> Result<Option<Layout>> {
+        Ok(self.prepared()?.device_weight().map(|weight| weight.profile().0))
+    }
+
     /// Calls `work` with the checked weight, which is on the CPU; makes tables and scales first where the buffers have changed.
     pub fn with_ref<T>(&self, work: impl FnOnce(&WeightRef) -> Result<T>) -> Result<T> {
         let prepared = self.prepared()?;
@@ -268,7 +273,6 @@ impl CompressedWeight {
         // Kernels read weights before they wait for the launches ahead of them, and on streams that know nothing of this one's
         // copies.
         let launcher = Launcher::on(self.device_under_lock())?;
-        launcher.device.prepare(&SOURCES)?;
         launcher.device.synchronize(launcher.stream)?;
         Ok(Form::Device(weight))
     }

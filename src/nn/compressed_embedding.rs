@@ -8,7 +8,7 @@ use tch::{nn, Kind, Tensor};
 use super::byte_buffer::BufferVersion;
 use super::compressed::{CompressedWeight, DecodeCounters};
 use super::compressed_linear::CompressedLinear;
-use crate::codec::CompressedTensor;
+use crate::codec::{CompressedTensor, Layout};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;
 use crate::ops::{cuda, gather_rows, ScratchElement};
@@ -70,6 +70,11 @@ impl CompressedEmbedding {
             Kind::BFloat16 => self.rows::<bf16>(ids),
             _ => self.rows::<f32>(ids),
         }
+    }
+
+    /// How the table is coded, where it is on a GPU.
+    pub(super) fn layout(&self) -> Result<Option<Layout>> {
+        self.weight.layout_on_gpu()
     }
 
     fn rows_on_cuda(&self, ids: &Tensor) -> Result<Tensor> {

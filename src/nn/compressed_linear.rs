@@ -10,7 +10,7 @@ use tch::{nn, Device, Kind, Tensor};
 use super::bias::Bias;
 use super::byte_buffer::BufferVersion;
 use super::compressed::{check_new, CompressedWeight, DecodeCounters};
-use crate::codec::CompressedTensor;
+use crate::codec::{CompressedTensor, Layout};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
@@ -97,6 +97,11 @@ impl CompressedLinear {
     /// Another handle to the same layer.
     pub(super) fn share(&self) -> Self {
         Self { weight: self.weight.clone(), bias: self.bias.clone(), fused_rows: self.fused_rows.clone() }
+    }
+
+    /// How the weight is coded, where it is on a GPU.
+    pub(super) fn layout(&self) -> Result<Option<Layout>> {
+        self.weight.layout_on_gpu()
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on `x`'s device, its rows any distance apart: on a GPU without

@@ -21,6 +21,7 @@ pub use merged_linear::MergedLinear;
 
 use tch::Tensor;
 
+use crate::codec::Layout;
 use crate::error::{Error, Result};
 
 /// A linear layer, `y = x W^T + bias`, with its weight dense or compressed.
@@ -54,6 +55,14 @@ impl Linear {
         match self {
             Self::Dense(linear) => linear.versions(),
             Self::Compressed(linear) => linear.versions(),
+        }
+    }
+
+    /// The layout that kernels meet: of a compressed weight on a GPU.
+    pub(crate) fn layout(&self) -> Result<Option<Layout>> {
+        match self {
+            Self::Dense(_) => Ok(None),
+            Self::Compressed(linear) => linear.layout(),
         }
     }
 
@@ -124,6 +133,14 @@ impl Embedding {
         match self {
             Self::Dense(embedding) => embedding.forward_into(tokens, out),
             Self::Compressed(embedding) => embedding.forward_into(tokens, out),
+        }
+    }
+
+    /// As [`Linear::layout`].
+    pub(crate) fn layout(&self) -> Result<Option<Layout>> {
+        match self {
+            Self::Dense(_) => Ok(None),
+            Self::Compressed(embedding) => embedding.layout(),
         }
     }
 

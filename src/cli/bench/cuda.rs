@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use codecllm::codec::CompressedTensor;
-use codecllm::cuda::{device_info, DeviceInfo, Recorder};
+use codecllm::cuda::{device_info, time_kernel_preparation, DeviceInfo, KernelPreparation, Recorder};
 use serde::Serialize;
 use tch::Kind;
 
@@ -38,6 +38,8 @@ struct Report {
     layout: &'static str,
     /// Of the activations of the compressed layers.
     dtype: &'static str,
+    /// Making all kernels ready, in a first run and in later ones.
+    kernels: KernelPreparation,
     /// Read and written, of a copy within the device's memory.
     copy_bytes_per_second: f64,
     layers: Vec<LayerReport>,
@@ -65,8 +67,11 @@ struct LayerReport {
 pub(super) fn run(shapes: &[[usize; 2]], layout: &'static str, plan: &Plan, output: &Output) -> Result<()> {
     let start = Instant::now();
     let device = device_info(ORDINAL)?;
-    let recorder = Recorder::new(ORDINAL)?;
     let mut steps = Steps::new(output);
+    steps.show("kernels", 0, 1, "compile");
+    // Before anything else compiles.
+    let kernels = time_kernel_preparation(ORDINAL)?;
+    let recorder = Recorder::new(ORDINAL)?;
     steps.show("copy", 0, 1, "device memory");
     let copy = copy_bytes_per_second(&recorder, plan.budget)?;
     let specs = layer::specs(shapes);
@@ -85,6 +90,7 @@ pub(super) fn run(shapes: &[[usize; 2]], layout: &'static str, plan: &Plan, outp
         bits: plan.bits,
         layout,
         dtype: dtype_name(plan.kind),
+        kernels,
         copy_bytes_per_second: copy,
         step: step_times(&layers),
         layers,

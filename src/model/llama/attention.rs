@@ -50,6 +50,10 @@ impl Attention {
         Ok(attention)
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 4] {
+        [&self.query, &self.key, &self.value, &self.output]
+    }
+
     /// The linears that read the layer's input.
     fn inputs(&self) -> [&Linear; 3] {
         [&self.query, &self.key, &self.value]
@@ -65,16 +69,12 @@ impl Attention {
         self.output.forward_into(attended, out)
     }
 
-    pub(super) fn linears(&self) -> [&Linear; 4] {
-        [&self.query, &self.key, &self.value, &self.output]
-    }
-
     pub(super) fn path(&self) -> &str {
         &self.path
     }
 
     pub(super) fn weight_bytes(&self) -> usize {
-        [&self.query, &self.key, &self.value, &self.output].map(Linear::weight_bytes).iter().sum()
+        self.linears().map(Linear::weight_bytes).iter().sum()
     }
 
     /// `x` `[batch, seq, hidden]` to the same shape; appends its keys and values to `cache`.

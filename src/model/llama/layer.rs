@@ -35,13 +35,13 @@ impl Layer {
         })
     }
 
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.attention.linears().into_iter().chain(self.mlp.linears())
+    }
+
     pub(super) fn weight_bytes(&self) -> usize {
         let norms = self.input_norm.weight_bytes() + self.post_attention_norm.weight_bytes();
         norms + self.attention.weight_bytes() + self.mlp.weight_bytes()
-    }
-
-    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attention.linears().into_iter().chain(self.mlp.linears())
     }
 
     /// `hidden` `[batch, seq, hidden]` to the same shape.

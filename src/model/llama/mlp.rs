@@ -31,6 +31,10 @@ impl Mlp {
         Ok(mlp)
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
     /// Gate and up side by side.
     pub(super) fn merged(&self) -> Result<MergedLinear> {
         MergedLinear::new(&[&self.gate, &self.up])
@@ -39,10 +43,6 @@ impl Mlp {
     /// On a GPU: `gated` `[batch, intermediate]` to `out` `[batch, hidden]`.
     pub(super) fn down_into(&self, gated: &Tensor, out: &Tensor) -> Result<()> {
         self.down.forward_into(gated, out)
-    }
-
-    pub(super) fn linears(&self) -> [&Linear; 3] {
-        [&self.gate, &self.up, &self.down]
     }
 
     pub(super) fn path(&self) -> &str {

@@ -2,6 +2,7 @@
 
 mod attention;
 mod decode_step;
+mod kernels;
 mod kv_cache;
 mod layer;
 mod mlp;
@@ -26,6 +27,7 @@ use super::LlamaConfig;
 use crate::checkpoint::WeightSource;
 use crate::error::{Error, Result, TorchContext};
 use crate::nn::{BufferVersion, Embedding, Linear};
+use crate::ops::transformer::Launcher;
 
 /// Tokens of a prompt that pass through the model at once: enough for the matmuls, and a bound on memory.
 const PREFILL_TOKENS: i64 = 512;
@@ -78,7 +80,12 @@ impl Llama {
         };
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, config: config.clone(), embedding, layers, norm, head, rope: Rope::new(config) })
+        let llama =
+            Self { id, config: config.clone(), embedding, layers, norm, head, rope: Rope::new(config) };
+        if vs.device().is_cuda() {
+            llama.prepare_kernels(Launcher::on(vs.device())?.device)?;
+        }
+        Ok(llama)
     }
 
     /// The model's settings.

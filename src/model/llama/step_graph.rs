@@ -11,7 +11,7 @@ use super::{KvCache, Llama, WeightsMark};
 use crate::cuda::{Device, Graph, Stream};
 use crate::error::{Result, TorchContext};
 use crate::ops::cuda::Workspace;
-use crate::ops::transformer::{Launcher, SOURCES};
+use crate::ops::transformer::Launcher;
 
 /// A captured step of one model with one cache. Both are known to it by their addresses alone: the cache owns it, and
 /// [`StepGraph::belongs_to`] tells whether the weights are still those.
@@ -36,7 +36,7 @@ impl StepGraph {
     pub(super) fn new(llama: &Llama, cache: &KvCache) -> Result<Self> {
         let launcher = Launcher::on(cache.device())?;
         let device = launcher.device;
-        device.prepare(&SOURCES)?;
+        llama.prepare_kernels(device)?;
         let buffers = StepBuffers::new(&launcher, llama, cache)?;
         let merged = llama.layers.iter().map(MergedLayer::of).collect::<Result<Vec<_>>>()?;
         let weights = llama.weights_mark()?;

@@ -5,7 +5,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::launch::{kernel, Element};
+use super::launch::Element;
 use super::pool::{lend, Purpose};
 use super::weight::number;
 use crate::cuda::{arg, kernels, Launch};
@@ -153,7 +153,7 @@ impl Source {
         let block = (self.padded_cols() / 8).next_multiple_of(LANES).min(1024) as u32;
         let launch =
             Launch { grid: [number(subject, self.batch)?, 1, 1], block, shared_bytes: 0, overlap: true };
-        let kernel = kernel(launcher, &kernels::ACTIVATIONS, symbol)?;
+        let kernel = launcher.device.kernel(&kernels::ACTIVATIONS, symbol)?;
         // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes
         // `padded_cols` halves for each piece and one exponent for each row: the pool lent room for them. Both live on the launcher's
         // stream: the caller's tensor by libtorch's rule, the pool's buffer by its own.

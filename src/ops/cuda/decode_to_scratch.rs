@@ -5,10 +5,11 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::launch::{kernel, Element, Limits, Rows};
+use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
 use crate::codec::Layout;
-use crate::cuda::{arg, kernels, Launch};
+use crate::cuda::{arg, kernels, Launch, Source};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
 use crate::rans::LANES;
@@ -71,7 +72,8 @@ pub(crate) fn decode_to_scratch(
         words_bytes: number(subject, facts.words_bytes)?,
         padding: 0,
     };
-    let kernel = kernel(launcher, &kernels::DECODE_TO_SCRATCH, symbol(facts.layout, element))?;
+    let source = decode_source(facts.layout, element);
+    let kernel = kernel(launcher, source, || sources_of(facts.layout, element))?;
     let launch = plan.launch(subject)?;
     // SAFETY: the one parameter is `ScratchArguments`, whose size both sides check. The weight was checked on the host, is on
     // this device, and kept by the caller; the kernel bounds every read of it. It writes the rows of these bands,
@@ -79,14 +81,14 @@ pub(crate) fn decode_to_scratch(
     unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
 }
 
-fn symbol(layout: Layout, element: Element) -> &'static str {
+pub(super) fn decode_source(layout: Layout, element: Element) -> &'static Source {
     match (layout, element) {
-        (Layout::Fast, Element::F32) => "decode_to_scratch_fast_f32",
-        (Layout::Fast, Element::F16) => "decode_to_scratch_fast_f16",
-        (Layout::Fast, Element::BF16) => "decode_to_scratch_fast_bf16",
-        (Layout::Small, Element::F32) => "decode_to_scratch_small_f32",
-        (Layout::Small, Element::F16) => "decode_to_scratch_small_f16",
-        (Layout::Small, Element::BF16) => "decode_to_scratch_small_bf16",
+        (Layout::Fast, Element::F32) => &kernels::DECODE_TO_SCRATCH_FAST_F32,
+        (Layout::Fast, Element::F16) => &kernels::DECODE_TO_SCRATCH_FAST_F16,
+        (Layout::Fast, Element::BF16) => &kernels::DECODE_TO_SCRATCH_FAST_BF16,
+        (Layout::Small, Element::F32) => &kernels::DECODE_TO_SCRATCH_SMALL_F32,
+        (Layout::Small, Element::F16) => &kernels::DECODE_TO_SCRATCH_SMALL_F16,
+        (Layout::Small, Element::BF16) => &kernels::DECODE_TO_SCRATCH_SMALL_BF16,
     }
 }
 

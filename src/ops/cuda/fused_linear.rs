@@ -4,10 +4,11 @@ use tch::{Kind, Tensor};
 
 use super::activations::{pieces, with_activations, Activations};
 use super::launch::{kernel, Element, Limits, Rows};
+use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
 use crate::codec::Layout;
-use crate::cuda::{arg, kernels, Launch};
+use crate::cuda::{arg, kernels, Launch, Source};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;
 use crate::rans::LANES;
@@ -17,6 +18,9 @@ use crate::tile::STRIPE_ROWS;
 pub(crate) const MOST_WEIGHTS: usize = 3;
 /// Rows of x of one launch, at most.
 pub(crate) const MOST_ROWS: usize = 64;
+
+/// Rows of x that the kernels are built for.
+const ROWS: [usize; 4] = [8, 16, 32, MOST_ROWS];
 
 /// A warp's share of the tensor cores' columns: rows of x.
 const MMA_COLS: usize = 8;
@@ -124,7 +128,7 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
     let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
     with_activations(launcher, x, subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
-        let kernel = kernel(launcher, &kernels::FUSED_LINEAR, plan.symbol)?;
+        let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
         let launch = Launch {
             grid: [number(subject, plan.grid)?, 1, 1],
             block: (plan.warps * LANES) as u32,
@@ -248,7 +252,7 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
 /// How a launch is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
-    symbol: &'static str,
+    source: &'static Source,
     grid: usize,
     warps: usize,
     /// Bands of a block that may be unfinished at once.
@@ -275,7 +279,7 @@ impl Plan {
         let slack_bytes = weights.iter().map(|weight| weight.slack_bytes).max().unwrap_or(0);
         let with = |warps: usize| {
             let mut plan = Self {
-                symbol: variant.symbol,
+                source: variant.source,
                 grid,
                 warps,
                 slots: warps / first.tiles_across + 2,
@@ -331,29 +335,34 @@ fn takes(weight: &WeightFacts) -> bool {
     !weight.has_left && (weight.tiles_across == 1 || weight.tile_rows == STRIPE_ROWS)
 }
 
+/// The modules of the kernels for weights of this layout, by any number of rows.
+pub(super) fn fused_sources(layout: Layout) -> impl Iterator<Item = &'static Source> {
+    ROWS.into_iter().filter_map(move |rows| Variant::of(layout, rows)).map(|variant| variant.source)
+}
+
 /// A kernel for up to so many rows of x.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     rows: usize,
     /// Of a block: what the registers allow, as in the kernel's launch bounds.
     threads: usize,
-    symbol: &'static str,
+    source: &'static Source,
 }
 
 impl Variant {
     fn of(layout: Layout, batch: usize) -> Option<Self> {
         let (rows, threads, [fast, small]) = match batch {
-            1..=8 => (8, 1024, ["fused_linear_fast_8", "fused_linear_small_8"]),
-            9..=16 => (16, 768, ["fused_linear_fast_16", "fused_linear_small_16"]),
-            17..=32 => (32, 512, ["fused_linear_fast_32", "fused_linear_small_32"]),
-            33..=MOST_ROWS => (64, 512, ["fused_linear_fast_64", "fused_linear_small_64"]),
+            1..=8 => (8, 1024, [&kernels::FUSED_LINEAR_FAST_8, &kernels::FUSED_LINEAR_SMALL_8]),
+            9..=16 => (16, 768, [&kernels::FUSED_LINEAR_FAST_16, &kernels::FUSED_LINEAR_SMALL_16]),
+            17..=32 => (32, 512, [&kernels::FUSED_LINEAR_FAST_32, &kernels::FUSED_LINEAR_SMALL_32]),
+            33..=MOST_ROWS => (64, 512, [&kernels::FUSED_LINEAR_FAST_64, &kernels::FUSED_LINEAR_SMALL_64]),
             _ => return None,
         };
-        let symbol = match layout {
+        let source = match layout {
             Layout::Fast => fast,
             Layout::Small => small,
         };
-        Some(Self { rows, threads, symbol })
+        Some(Self { rows, threads, source })
     }
 }
 
@@ -389,10 +398,19 @@ mod tests {
     }
 
     #[test]
+    fn every_number_of_rows_has_its_module() {
+        let built: Vec<_> = fused_sources(Layout::Small).map(|source| source.name).collect();
+        assert_eq!(built.len(), ROWS.len());
+        for rows in 1..=MOST_ROWS {
+            assert!(built.contains(&Variant::of(Layout::Small, rows).unwrap().source.name), "{rows}");
+        }
+    }
+
+    #[test]
     fn a_large_weight_fills_the_gpu() {
         let plan = Plan::new(Limits::H200, &[weight(28672, 4096)], 1).unwrap();
         assert_eq!((plan.grid, plan.warps, plan.slots), (132, 32, 10));
-        assert_eq!((plan.bands, plan.tiles_across, plan.symbol), (1792, 4, "fused_linear_fast_8"));
+        assert_eq!((plan.bands, plan.tiles_across, plan.source.name), (1792, 4, "fused_linear_fast_8"));
         assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 32 * 4096 + 10 * (512 + 4) + 16 + 272);
     }
 

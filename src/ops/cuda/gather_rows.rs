@@ -4,9 +4,10 @@ use tch::{Kind, Tensor};
 
 use super::decode_to_scratch::{too_many_tables, DecodePlan};
 use super::launch::{kernel, Element, Limits, Rows};
+use super::sources::sources_of;
 use super::weight::{number, DeviceWeight, Weight};
 use crate::codec::Layout;
-use crate::cuda::{arg, kernels};
+use crate::cuda::{arg, kernels, Source};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
 
@@ -75,17 +76,21 @@ pub(crate) fn gather_rows(
         element: element as u32,
         padding: 0,
     };
-    let symbol = match facts.layout {
-        Layout::Fast => "gather_rows_fast",
-        Layout::Small => "gather_rows_small",
-    };
-    let kernel = kernel(launcher, &kernels::GATHER_ROWS, symbol)?;
+    let source = gather_rows_source(facts.layout);
+    let kernel = kernel(launcher, source, || sources_of(facts.layout, element))?;
     let launch = plan.launch(subject)?;
     // SAFETY: the one parameter is `Arguments`, whose size both sides check. The weight was checked on the host, is on this
     // device, and kept by the caller; the kernel bounds every read of it. It reads `count` indices, looks at each before
     // using it, and writes `count` rows of `out`; both were checked above. Shared memory: as the kernel divides it,
     // see `DecodePlan`.
     unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
+}
+
+pub(super) fn gather_rows_source(layout: Layout) -> &'static Source {
+    match layout {
+        Layout::Fast => &kernels::GATHER_ROWS_FAST,
+        Layout::Small => &kernels::GATHER_ROWS_SMALL,
+    }
 }
 
 #[cfg(test)]

@@ -62,16 +62,22 @@ impl Limits {
     }
 }
 
-/// A kernel that may be launched with all the shared memory a block can have.
-pub(super) fn kernel(launcher: &Launcher, source: &'static Source, symbol: &'static str) -> Result<Kernel> {
+/// A module's only kernel, which may be launched with all the shared memory a block can have. At the first launch all of `family`
+/// are made ready, at once: the modules that the next launches are likely to need.
+pub(super) fn kernel(
+    launcher: &Launcher,
+    source: &'static Source,
+    family: impl FnOnce() -> Vec<&'static Source>,
+) -> Result<Kernel> {
     static READY: LazyLock<Mutex<HashSet<(usize, &'static str)>>> = LazyLock::new(Mutex::default);
-    let kernel = launcher.device.kernel(source, symbol)?;
-    let key = (launcher.device.ordinal, symbol);
-    let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
-    if !ready.contains(&key) {
-        kernel.set_shared_bytes(Limits::of(launcher).shared_bytes)?;
-        ready.insert(key);
+    let key = (launcher.device.ordinal, source.name);
+    if READY.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+        return launcher.device.kernel(source, source.name);
     }
+    launcher.device.prepare(&family())?;
+    let kernel = launcher.device.kernel(source, source.name)?;
+    kernel.set_shared_bytes(Limits::of(launcher).shared_bytes)?;
+    READY.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
     Ok(kernel)
 }
 

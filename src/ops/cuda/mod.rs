@@ -7,6 +7,7 @@ mod fused_linear;
 mod gather_rows;
 mod launch;
 mod pool;
+mod sources;
 mod tables;
 mod weight;
 
@@ -14,10 +15,5 @@ pub(crate) use decode_to_scratch::decode_to_scratch;
 pub(crate) use fused_linear::{can_fuse, fused_linear, should_merge, FusedPart, MOST_ROWS};
 pub(crate) use gather_rows::gather_rows;
 pub(crate) use pool::{keep, lend, Purpose, Workspace};
+pub(crate) use sources::sources;
 pub(crate) use weight::{CheckedWeight, DeviceWeight};
-
-use crate::cuda::{kernels, Source};
-
-/// The source files of this room, to be compiled at once.
-pub(crate) static SOURCES: [&Source; 4] =
-    [&kernels::ACTIVATIONS, &kernels::DECODE_TO_SCRATCH, &kernels::FUSED_LINEAR, &kernels::GATHER_ROWS];

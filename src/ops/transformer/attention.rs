@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::launcher::{blocks, int, Launcher};
 use super::rope_cache::CachePlanes;
-use crate::cuda::{arg, kernels, Kernel};
+use crate::cuda::{arg, kernels, Kernel, Source};
 use crate::error::{Error, Result, TorchContext};
 
 /// Threads of a block, and query heads that share it, as the kernel is built.
@@ -83,18 +83,37 @@ impl Layout {
         self.kv_heads * (group as u64).div_ceil(GROUP as u64) as i64
     }
 
-    fn kernel(&self, launcher: &Launcher, kind: Kind) -> Result<Kernel> {
+    /// The module of the kernel for these heads in this dtype.
+    fn source(&self, kind: Kind) -> Result<&'static Source> {
+        use kernels as k;
         let shared = self.heads > self.kv_heads;
-        let symbols = match (self.head_dim, shared) {
-            (..=64, false) => ["attention_f32_64_1", "attention_f16_64_1", "attention_bf16_64_1"],
-            (..=64, true) => ["attention_f32_64_4", "attention_f16_64_4", "attention_bf16_64_4"],
-            (65..=128, false) => ["attention_f32_128_1", "attention_f16_128_1", "attention_bf16_128_1"],
-            (65..=128, true) => ["attention_f32_128_4", "attention_f16_128_4", "attention_bf16_128_4"],
-            (_, false) => ["attention_f32_256_1", "attention_f16_256_1", "attention_bf16_256_1"],
-            (_, true) => ["attention_f32_256_4", "attention_f16_256_4", "attention_bf16_256_4"],
+        let [f32, f16, bf16] = match (self.head_dim, shared) {
+            (..=64, false) => [&k::ATTENTION_F32_64_1, &k::ATTENTION_F16_64_1, &k::ATTENTION_BF16_64_1],
+            (..=64, true) => [&k::ATTENTION_F32_64_4, &k::ATTENTION_F16_64_4, &k::ATTENTION_BF16_64_4],
+            (65..=128, false) => [&k::ATTENTION_F32_128_1, &k::ATTENTION_F16_128_1, &k::ATTENTION_BF16_128_1],
+            (65..=128, true) => [&k::ATTENTION_F32_128_4, &k::ATTENTION_F16_128_4, &k::ATTENTION_BF16_128_4],
+            (_, false) => [&k::ATTENTION_F32_256_1, &k::ATTENTION_F16_256_1, &k::ATTENTION_BF16_256_1],
+            (_, true) => [&k::ATTENTION_F32_256_4, &k::ATTENTION_F16_256_4, &k::ATTENTION_BF16_256_4],
         };
-        launcher.kernel(&kernels::ATTENTION, kind, symbols)
+        match kind {
+            Kind::Float => Ok(f32),
+            Kind::Half => Ok(f16),
+            Kind::BFloat16 => Ok(bf16),
+            other => Err(Error::invalid(SUBJECT, format!("dtype {other:?}, wanted Float, Half or BFloat16"))),
+        }
     }
+
+    fn kernel(&self, launcher: &Launcher, kind: Kind) -> Result<Kernel> {
+        let source = self.source(kind)?;
+        launcher.device.kernel(source, source.name)
+    }
+}
+
+/// The module of the kernel for heads like these in this dtype.
+pub(super) fn attention_source(kind: Kind, [heads, kv_heads, head_dim]: [i64; 3]) -> Result<&'static Source> {
+    let layout = Layout { batch: 1, heads, kv_heads, head_dim };
+    layout.check()?;
+    layout.source(kind)
 }
 
 impl AttentionScratch {

@@ -21,14 +21,21 @@ pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope_cache::{rope_angles, rope_cache, CachePlanes};
 pub(crate) use swiglu::swiglu;
 
-use crate::cuda::{kernels, Source};
+use tch::Kind;
 
-/// The source files that a step needs, to be compiled at once.
-pub(crate) static SOURCES: [&Source; 6] = [
-    &kernels::ARGMAX,
-    &kernels::ATTENTION,
-    &kernels::EMBEDDING,
-    &kernels::RMS_NORM,
-    &kernels::ROPE_CACHE,
-    &kernels::SWIGLU,
-];
+use self::attention::attention_source;
+use crate::cuda::{kernels, Source};
+use crate::error::Result;
+
+/// The modules that a step of a model with these heads (`[heads, kv_heads, head_dim]`) needs in dtype `kind`, to be compiled at
+/// once.
+pub(crate) fn sources(kind: Kind, heads: [i64; 3]) -> Result<[&'static Source; 6]> {
+    Ok([
+        attention_source(kind, heads)?,
+        &kernels::ARGMAX,
+        &kernels::EMBEDDING,
+        &kernels::RMS_NORM,
+        &kernels::ROPE_CACHE,
+        &kernels::SWIGLU,
+    ])
+}

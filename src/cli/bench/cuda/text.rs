@@ -17,8 +17,12 @@ pub(super) fn report(measured: &Measured<Report>) -> String {
         report.dtype,
         report.copy_bytes_per_second / 1e12,
     );
+    let kernels = format!(
+        "{} kernel modules: compiled in {:.2} s, from the cache on disk in {:.3} s",
+        report.kernels.count, report.kernels.compile_seconds, report.kernels.cached_seconds
+    );
     let layers = report.layers.iter().map(layer);
-    let mut parts: Vec<String> = std::iter::once(title).chain(layers).collect();
+    let mut parts: Vec<String> = [format!("{title}\n{kernels}")].into_iter().chain(layers).collect();
     if !report.step.is_empty() {
         parts.push(step(report));
     }
