@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::cuda::{Kernel, Source};
 use crate::error::{Error, Result};
-use crate::ops::transformer::Launcher;
+use crate::ops::transformer::{by_kind, Launcher};
 
 /// What a block can't have: the driver keeps some shared memory of every block for itself.
 const RESERVED_SHARED_BYTES: usize = 1024;
@@ -22,12 +22,7 @@ pub(super) enum Element {
 
 impl Element {
     pub(super) fn of(kind: Kind, subject: &str) -> Result<Self> {
-        match kind {
-            Kind::Float => Ok(Self::F32),
-            Kind::Half => Ok(Self::F16),
-            Kind::BFloat16 => Ok(Self::BF16),
-            other => Err(Error::invalid(subject, format!("dtype {other:?}, wanted Float, Half or BFloat16"))),
-        }
+        by_kind(subject, kind, [Self::F32, Self::F16, Self::BF16])
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use tch::{Kind, Tensor};
 
-use super::launcher::{blocks, int, Launcher};
+use super::launcher::{blocks, by_kind, int, Launcher};
 use super::rope_cache::CachePlanes;
 use crate::cuda::{arg, kernels, Kernel, Source};
 use crate::error::{Error, Result, TorchContext};
@@ -87,7 +87,7 @@ impl Layout {
     fn source(&self, kind: Kind) -> Result<&'static Source> {
         use kernels as k;
         let shared = self.heads > self.kv_heads;
-        let [f32, f16, bf16] = match (self.head_dim, shared) {
+        let sources = match (self.head_dim, shared) {
             (..=64, false) => [&k::ATTENTION_F32_64_1, &k::ATTENTION_F16_64_1, &k::ATTENTION_BF16_64_1],
             (..=64, true) => [&k::ATTENTION_F32_64_4, &k::ATTENTION_F16_64_4, &k::ATTENTION_BF16_64_4],
             (65..=128, false) => [&k::ATTENTION_F32_128_1, &k::ATTENTION_F16_128_1, &k::ATTENTION_BF16_128_1],
@@ -95,12 +95,7 @@ impl Layout {
             (_, false) => [&k::ATTENTION_F32_256_1, &k::ATTENTION_F16_256_1, &k::ATTENTION_BF16_256_1],
             (_, true) => [&k::ATTENTION_F32_256_4, &k::ATTENTION_F16_256_4, &k::ATTENTION_BF16_256_4],
         };
-        match kind {
-            Kind::Float => Ok(f32),
-            Kind::Half => Ok(f16),
-            Kind::BFloat16 => Ok(bf16),
-            other => Err(Error::invalid(SUBJECT, format!("dtype {other:?}, wanted Float, Half or BFloat16"))),
-        }
+        by_kind(SUBJECT, kind, sources)
     }
 
     fn kernel(&self, launcher: &Launcher, kind: Kind) -> Result<Kernel> {
@@ -206,4 +201,25 @@ pub(crate) fn attention(
     // SAFETY: the parameters of `attention` in order, the two structs laid out as its own; the tensors have the sizes it is
     // told, checked above; no more parts than it has room for; it reads no slot outside the cache.
     unsafe { launcher.launch(kernel, grid, THREADS, &args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_get_the_module_that_is_built_for_them() {
+        for (kind, dtype) in [(Kind::Float, "f32"), (Kind::Half, "f16"), (Kind::BFloat16, "bf16")] {
+            for (width, built) in [(8, 64), (64, 64), (72, 128), (128, 128), (136, 256), (256, 256)] {
+                for (heads, group) in [(8, 1), (16, 4), (32, 4), (256, 4)] {
+                    let source = attention_source(kind, [heads, 8, width]).unwrap();
+                    assert_eq!(source.name, format!("attention_{dtype}_{built}_{group}"));
+                }
+            }
+        }
+        for heads in [[8, 8, 264], [8, 8, 12], [8, 3, 64]] {
+            assert!(attention_source(Kind::Half, heads).is_err(), "{heads:?}");
+        }
+        assert!(attention_source(Kind::Double, [8, 8, 64]).is_err());
+    }
 }

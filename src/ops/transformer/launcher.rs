@@ -52,19 +52,7 @@ impl Launcher {
         kind: Kind,
         symbols: [&'static str; 3],
     ) -> Result<Kernel> {
-        let [f32, f16, bf16] = symbols;
-        let symbol = match kind {
-            Kind::Float => f32,
-            Kind::Half => f16,
-            Kind::BFloat16 => bf16,
-            other => {
-                return Err(Error::invalid(
-                    source.name,
-                    format!("dtype {other:?}, wanted Float, Half or BFloat16"),
-                ))
-            }
-        };
-        self.device.kernel(source, symbol)
+        self.device.kernel(source, by_kind(source.name, kind, symbols)?)
     }
 
     /// Launches behind what the stream has, overlapping its end where the device can: every kernel of this room waits before it
@@ -85,6 +73,16 @@ impl Launcher {
     }
 }
 
+/// What belongs to a float dtype, of what there is for FP32, FP16 and BF16.
+pub(crate) fn by_kind<T>(subject: &str, kind: Kind, [f32, f16, bf16]: [T; 3]) -> Result<T> {
+    match kind {
+        Kind::Float => Ok(f32),
+        Kind::Half => Ok(f16),
+        Kind::BFloat16 => Ok(bf16),
+        other => Err(Error::invalid(subject, format!("dtype {other:?}, wanted Float, Half or BFloat16"))),
+    }
+}
+
 /// A size as the kernels take it.
 pub(super) fn int(what: &str, size: i64) -> Result<i32> {
     i32::try_from(size).map_err(|_| Error::invalid(what, format!("{size}, wanted less than 2^31")))
@@ -97,4 +95,18 @@ pub(super) fn blocks(what: &str, count: i64) -> Result<u32> {
         .ok()
         .filter(|count| (1..=65_535).contains(count))
         .ok_or_else(|| Error::invalid(what, format!("{count}, wanted 1 to 65535")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_float_dtype_has_its_own_and_others_are_refused() {
+        let of = |kind| by_kind("x", kind, ["f32", "f16", "bf16"]);
+        let found = [Kind::Float, Kind::Half, Kind::BFloat16].map(|kind| of(kind).unwrap());
+        assert_eq!(found, ["f32", "f16", "bf16"]);
+        let error = of(Kind::Double).unwrap_err();
+        assert_eq!(error.to_string(), "x: dtype Double, wanted Float, Half or BFloat16");
+    }
 }

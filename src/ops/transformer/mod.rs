@@ -16,7 +16,7 @@ mod tests;
 pub(crate) use argmax::argmax;
 pub(crate) use attention::{attention, takes_head, AttentionScratch};
 pub(crate) use embedding::embedding;
-pub(crate) use launcher::Launcher;
+pub(crate) use launcher::{by_kind, Launcher};
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope_cache::{rope_angles, rope_cache, CachePlanes};
 pub(crate) use swiglu::swiglu;
