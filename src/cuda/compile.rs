@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cudarc::nvrtc::result::{self, NvrtcError};
-use cudarc::nvrtc::sys::{self, nvrtcProgram};
+use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::architecture::{Target, ARCHITECTURES};
@@ -20,6 +20,10 @@ const PACKAGED: &str = "nvidia/cu13/lib/libnvrtc.so.13";
 /// Line numbers cost nothing at run time and name the line in a profiler and in `compute-sanitizer`.
 pub(super) const OPTIONS: [&str; 2] = ["--std=c++17", "-lineinfo"];
 
+/// Beside our own cache on disk one of NVRTC's is of no use, and its time would pass for the compiler's. Version 13.0 knows the
+/// option, 12.8 does not. No part of the cache's key: it changes nothing in the binary.
+const NO_CACHE: &str = "--no-cache";
+
 /// A module, compiled: a kernel file, or one kernel of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
@@ -31,7 +35,7 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// Compiles every kernel for one of [`ARCHITECTURES`], on as many threads as the machine has cores.
+/// Compiles every kernel for one of [`ARCHITECTURES`], on rayon's threads.
 ///
 /// ```
 /// # if codecllm::cuda::has_compiler() {
@@ -112,11 +116,11 @@ fn require_compiler() -> Result<()> {
     Err(Error::unsupported("NVRTC", format!("{LIBRARY} does not load; {cure}")))
 }
 
-/// Compiles one file; `headers` are what it may include.
+/// Compiles one module; `headers` are what its file may include.
 pub(super) fn compile(source: &Source, headers: &[Header], target: &Target) -> Result<Compiled> {
     require_compiler()?;
     let program = Program::new(source, headers)?;
-    let compiled = program.compile(target, source.defines);
+    let compiled = program.compile(target, source.defines, NO_CACHE);
     let log = program.log();
     match compiled {
         Ok(()) => Ok(Compiled { name: source.name, binary: program.binary(target)?, log }),
@@ -161,10 +165,24 @@ impl Program {
         Ok(Self { name: source.name, program })
     }
 
-    fn compile(&self, target: &Target, defines: &[&str]) -> std::result::Result<(), NvrtcError> {
-        let mut options = vec![format!("--gpu-architecture={}", target.name())];
-        options.extend(OPTIONS.iter().chain(defines).map(|option| (*option).to_owned()));
+    /// With the option `optional`, or without it where this NVRTC does not know it.
+    fn compile(
+        &self,
+        target: &Target,
+        defines: &[&str],
+        optional: &str,
+    ) -> std::result::Result<(), NvrtcError> {
+        let architecture = format!("--gpu-architecture={}", target.name());
+        let mut options = vec![architecture.as_str()];
+        options.extend(OPTIONS.iter().chain(defines));
+        options.push(optional);
         // SAFETY: the program is alive until drop.
+        let compiled = unsafe { result::compile_program(self.program, &options) };
+        if compiled != Err(NvrtcError(nvrtcResult::NVRTC_ERROR_INVALID_OPTION)) {
+            return compiled;
+        }
+        options.pop();
+        // SAFETY: as above.
         unsafe { result::compile_program(self.program, &options) }
     }
 
@@ -268,6 +286,21 @@ mod tests {
         let compiled = compile(&CONVERSIONS, HEADERS, &Target::Ptx("compute_100".to_owned())).unwrap();
         let ptx = std::ffi::CStr::from_bytes_with_nul(&compiled.binary).unwrap().to_str().unwrap();
         assert!(ptx.contains(".target sm_100") && ptx.contains(".entry conversions("), "{ptx}");
+    }
+
+    #[test]
+    fn an_option_that_the_compiler_does_not_know_is_left_out() {
+        if !compiler_is_here() {
+            return;
+        }
+        let target = Target::Cubin("sm_90a");
+        let program = Program::new(&CONVERSIONS, HEADERS).unwrap();
+        program.compile(&target, &[], "--of-another-version").unwrap();
+        assert_eq!(program.log(), "");
+        assert_eq!(&program.binary(&target).unwrap()[..4], b"\x7fELF");
+        // Not so one that is not optional.
+        let error = program.compile(&target, &["--of-another-version"], NO_CACHE).unwrap_err();
+        assert_eq!(error.0, nvrtcResult::NVRTC_ERROR_INVALID_OPTION);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::driver::{self, DriverContext};
 use super::kernel::Kernel;
 use super::kernels::Source;
 use super::library::{self, StreamGuardHandle, TorchCuda};
-use super::modules::Modules;
+use super::modules::{by_compiler, Compile, Modules};
 use super::stream::Stream;
 use crate::error::{Error, Result};
 
@@ -100,7 +100,7 @@ impl Device {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
             )? as usize,
             context: Context(context),
-            modules: Modules::new(target, DiskCache::of_user()),
+            modules: Modules::new(target, DiskCache::of_user(), by_compiler),
         })
     }
 
@@ -126,8 +126,8 @@ impl Device {
     }
 
     /// Modules of its own, none loaded yet.
-    pub(super) fn new_modules(&self, cache: DiskCache) -> Modules {
-        self.modules.anew(cache)
+    pub(super) fn new_modules(&self, cache: DiskCache, compile: Compile) -> Modules {
+        self.modules.anew(cache, compile)
     }
 
     /// libtorch's current stream on this thread.

@@ -8,6 +8,7 @@
 //! is none, and keeps to that answer.
 
 mod architecture;
+mod at_once;
 mod cache;
 mod compile;
 mod device;
@@ -22,6 +23,7 @@ mod memory;
 mod modules;
 mod preparation;
 mod recorder;
+mod slots;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;

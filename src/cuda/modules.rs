@@ -2,18 +2,20 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUmodule};
 
 use super::architecture::Target;
+use super::at_once::at_once;
 use super::cache::DiskCache;
 use super::compile::compile;
 use super::device::Device;
 use super::driver::{self, DriverContext};
 use super::kernel::Kernel;
 use super::kernels::{Source, HEADERS};
+use super::slots::Slots;
 use crate::error::{Error, Result};
 
 /// Loaded modules and the kernels taken from them.
@@ -21,12 +23,18 @@ use crate::error::{Error, Result};
 pub(super) struct Modules {
     target: Target,
     cache: DiskCache,
-    loaded: Mutex<HashMap<&'static str, Slot>>,
+    compile: Compile,
+    loaded: Slots<Module>,
     kernels: Mutex<HashMap<(&'static str, &'static str), Kernel>>,
 }
 
-/// A lock of its own for each module: one compiles while others load, and nothing compiles twice.
-type Slot = Arc<Mutex<Option<Module>>>;
+/// Makes the binary of a module that the cache does not have.
+pub(super) type Compile = fn(&Source, &Target) -> Result<Vec<u8>>;
+
+/// From the embedded source.
+pub(super) fn by_compiler(source: &Source, target: &Target) -> Result<Vec<u8>> {
+    compile(source, HEADERS, target).map(|compiled| compiled.binary)
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Module(CUmodule);
@@ -35,13 +43,13 @@ struct Module(CUmodule);
 unsafe impl Send for Module {}
 
 impl Modules {
-    pub(super) fn new(target: Target, cache: DiskCache) -> Self {
-        Self { target, cache, loaded: Mutex::default(), kernels: Mutex::default() }
+    pub(super) fn new(target: Target, cache: DiskCache, compile: Compile) -> Self {
+        Self { target, cache, compile, loaded: Slots::default(), kernels: Mutex::default() }
     }
 
     /// None loaded yet, for the same target.
-    pub(super) fn anew(&self, cache: DiskCache) -> Self {
-        Self::new(self.target.clone(), cache)
+    pub(super) fn anew(&self, cache: DiskCache, compile: Compile) -> Self {
+        Self::new(self.target.clone(), cache, compile)
     }
 
     /// The kernel `symbol` of `source`.
@@ -61,52 +69,50 @@ impl Modules {
         Ok(kernel)
     }
 
-    /// Loads modules unless they are loaded, all at once on as many threads as the machine has cores.
+    /// Loads modules unless they are loaded, all at once on as many threads as the machine has cores, begun in this order.
     pub(super) fn prepare(&self, device: &Device, sources: &[&'static Source]) -> Result<()> {
-        use rayon::prelude::*;
-        // One at a time each: they differ in how long they take.
-        sources.par_iter().with_max_len(1).try_for_each(|source| self.load(device, source).map(|_| ()))
+        let mut wanted: Vec<&'static Source> = Vec::new();
+        for &source in sources {
+            if !self.loaded.has(source.name) && !wanted.iter().any(|other| other.name == source.name) {
+                wanted.push(source);
+            }
+        }
+        at_once(&wanted, |&source| self.load(device, source).map(|_| ()))
     }
 
     fn load(&self, device: &Device, source: &'static Source) -> Result<Module> {
-        let slot = Arc::clone(
-            self.loaded.lock().unwrap_or_else(PoisonError::into_inner).entry(source.name).or_default(),
-        );
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(module) = *slot {
-            return Ok(module);
-        }
-        let module = self.build(device, source)?;
-        *slot = Some(module);
-        Ok(module)
+        self.loaded.get_or_make(source.name, || self.build(device, source))
     }
 
     fn build(&self, device: &Device, source: &'static Source) -> Result<Module> {
         let driver = driver::version().about(source.name)?;
-        let binary = self.cache.compiled(source, HEADERS, &self.target, driver, || {
-            compile(source, HEADERS, &self.target).map(|compiled| compiled.binary)
-        })?;
+        let binary = self
+            .cache
+            .compiled(source, HEADERS, &self.target, driver, || (self.compile)(source, &self.target))?;
         let _entered = device.enter()?;
         // SAFETY: an ELF file, whose header tells the driver its size, or PTX with its terminator, as NVRTC made it.
         let module = unsafe { result::module::load_data(binary.as_ptr().cast()) }.about(source.name)?;
-        load_functions(module).about(source.name)?;
+        if let Err(error) = load_functions(module) {
+            // Its own failure would tell less than the one before.
+            // SAFETY: loaded above, known to nobody else.
+            let _ = unsafe { sys::cuModuleUnload(module) };
+            return Err(error).about(source.name);
+        }
         Ok(Module(module))
     }
 
-    /// Unloads all modules.
+    /// Unloads all modules, also after one that fails: the first failure is told.
     ///
     /// # Safety
     /// No kernel of them is used any more.
     pub(super) unsafe fn unload(self, device: &Device) -> Result<()> {
         let _entered = device.enter()?;
-        for (name, slot) in self.loaded.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            let module = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(Module(module)) = module {
-                // SAFETY: loaded by `build` in this context, and taken out of its slot; the rest is the caller's promise.
-                unsafe { sys::cuModuleUnload(module) }.result().about(name)?;
-            }
+        let mut all = Ok(());
+        for (name, Module(module)) in self.loaded.into_values() {
+            // SAFETY: loaded by `build` in this context, and taken out of its slot; the rest is the caller's promise.
+            all = all.and(unsafe { sys::cuModuleUnload(module) }.result().about(name));
         }
-        Ok(())
+        all
     }
 }
 
