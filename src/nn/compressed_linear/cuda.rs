@@ -10,7 +10,8 @@ use crate::error::{Error, Result, TorchContext};
 use crate::nn::compressed::{CompressedWeight, Prepared};
 use crate::nn::switch_over::{self, Profile, DEFAULT_ROWS};
 use crate::ops::cuda::{
-    can_fuse, decode_to_scratch, fused_linear, keep, lend, DeviceWeight, FusedPart, Purpose, MOST_ROWS,
+    can_fuse, decode_to_scratch, fused_linear, keep, lend, prepare_decode, DeviceWeight, FusedPart, Purpose,
+    MOST_ROWS,
 };
 use crate::ops::transformer::Launcher;
 
@@ -153,6 +154,7 @@ impl Ready<'_> {
         let row_bytes = in_features * kind.elt_size_in_bytes();
         let bands_at_once = (SCRATCH_BYTES / (row_bytes * band_rows)).clamp(1, bands);
         let bytes = out_features.min(bands_at_once * band_rows) * row_bytes;
+        prepare_decode(launcher, weight, kind)?;
         lend(launcher, Purpose::Weight, bytes, subject, |scratch| {
             for first in (0..bands).step_by(bands_at_once) {
                 let bands = first..bands.min(first + bands_at_once);

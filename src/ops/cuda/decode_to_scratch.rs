@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::launch::{kernel, Element, Limits, Rows};
 use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
 use crate::codec::Layout;
-use crate::cuda::{arg, kernels, Launch, Source};
+use crate::cuda::{arg, kernels, Kernel, Launch, Source};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
 use crate::rans::LANES;
@@ -72,13 +72,23 @@ pub(crate) fn decode_to_scratch(
         words_bytes: number(subject, facts.words_bytes)?,
         padding: 0,
     };
-    let source = decode_source(facts.layout, element);
-    let kernel = kernel(launcher, source, || sources_of(facts.layout, element))?;
+    let kernel = decode_kernel(launcher, facts.layout, element)?;
     let launch = plan.launch(subject)?;
     // SAFETY: the one parameter is `ScratchArguments`, whose size both sides check. The weight was checked on the host, is on
     // this device, and kept by the caller; the kernel bounds every read of it. It writes the rows of these bands,
     // which `out` holds, checked above. Shared memory: as the kernel divides it, see `DecodePlan`.
     unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
+}
+
+/// Makes ready what decodes `weight` to `kind`, so that [`decode_to_scratch`] does not wait for the compiler: its caller may hold
+/// what others wait for.
+pub(crate) fn prepare_decode(launcher: &Launcher, weight: &DeviceWeight, kind: Kind) -> Result<()> {
+    let element = Element::of(kind, weight.subject())?;
+    decode_kernel(launcher, weight.facts.layout, element).map(|_| ())
+}
+
+fn decode_kernel(launcher: &Launcher, layout: Layout, element: Element) -> Result<Kernel> {
+    kernel(launcher, decode_source(layout, element), || sources_of(layout, element))
 }
 
 pub(super) fn decode_source(layout: Layout, element: Element) -> &'static Source {

@@ -126,9 +126,10 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
     let output = Output::of(parts, size[0] as usize, device)?;
     let neighbors = cols == 1 || x.stride().last() == Some(&1);
     let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
+    // Before the pool lends anything: nobody waits behind it for the compiler.
+    let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
     with_activations(launcher, x, subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
-        let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
         let launch = Launch {
             grid: [number(subject, plan.grid)?, 1, 1],
             block: (plan.warps * LANES) as u32,

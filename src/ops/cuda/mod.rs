@@ -11,7 +11,7 @@ mod sources;
 mod tables;
 mod weight;
 
-pub(crate) use decode_to_scratch::decode_to_scratch;
+pub(crate) use decode_to_scratch::{decode_to_scratch, prepare_decode};
 pub(crate) use fused_linear::{can_fuse, fused_linear, should_merge, FusedPart, MOST_ROWS};
 pub(crate) use gather_rows::gather_rows;
 pub(crate) use pool::{keep, lend, Purpose, Workspace};

@@ -15,11 +15,12 @@ pub(crate) fn sources(layout: Layout, kind: Kind) -> Result<Vec<&'static Source>
     Ok(sources_of(layout, Element::of(kind, "model")?))
 }
 
-/// As [`sources`], for one of the kernels' elements.
+/// As [`sources`], for one of the kernels' elements. What takes longest to compile comes first: so all are done soonest.
 pub(super) fn sources_of(layout: Layout, element: Element) -> Vec<&'static Source> {
-    let mut sources = vec![decode_source(layout, element)];
-    sources.extend(fused_sources(layout));
-    sources.extend([gather_rows_source(layout), &kernels::ACTIVATIONS]);
+    let mut sources: Vec<_> = fused_sources(layout).collect();
+    // Those for more rows have more code.
+    sources.reverse();
+    sources.extend([decode_source(layout, element), gather_rows_source(layout), &kernels::ACTIVATIONS]);
     sources
 }
 
@@ -39,5 +40,17 @@ mod tests {
             assert!(names.iter().all(|other| *other == "activations.cu" || other.contains(name)));
         }
         assert!(sources(Layout::Fast, Kind::Int64).is_err());
+    }
+
+    #[test]
+    fn modules_are_begun_in_the_order_that_all_have() {
+        let place = |source: &&Source| kernels::ALL.iter().position(|other| other == source);
+        for layout in [Layout::Fast, Layout::Small] {
+            let sources = sources(layout, Kind::Half).unwrap();
+            let fused = &sources[..4];
+            assert!(fused.iter().map(place).is_sorted(), "{fused:?}");
+            assert!(sources[4..].iter().map(place).is_sorted());
+            assert!(place(&sources[0]) < place(&sources[4]));
+        }
     }
 }
