@@ -167,6 +167,20 @@ fn prompts_give_the_logits_that_the_cpu_gives() {
 }
 
 #[test]
+fn dense_weights_need_no_kernel_before_the_first_step() {
+    gpu_or_skip!();
+    let [.., one_group, _] = configs();
+    let tiny = TinyLlama::new(&one_group, 26);
+    // No kernel of ours takes FP64.
+    let [wide, plain] = [Kind::Double, Kind::Float].map(|kind| {
+        let model = load(&tiny.dir(), kind).model;
+        let mut cache = KvCache::new(model.config(), 1, 20, kind, GPU).unwrap();
+        ordinary(&model, &[3], &mut cache).to_kind(Kind::Float)
+    });
+    assert_close(&wide, &plain, "FP64");
+}
+
+#[test]
 fn a_long_cache_is_attended_to_in_parts() {
     gpu_or_skip!();
     let tiny = TinyLlama::new(&full_config(), 13);

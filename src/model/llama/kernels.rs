@@ -27,6 +27,11 @@ impl Llama {
         device.prepare(&sources)
     }
 
+    /// Whether a weight of it is compressed and on a GPU.
+    pub(super) fn has_compressed(&self) -> Result<bool> {
+        Ok(!self.layouts()?.is_empty())
+    }
+
     /// Of its compressed weights.
     fn layouts(&self) -> Result<HashSet<Layout>> {
         let mut layouts = HashSet::new();

@@ -64,7 +64,8 @@ impl Llama {
     /// Builds the model under `vs` (the root of a VarStore) with the weights of `source`.
     ///
     /// # Errors
-    /// What `source` reports of a tensor, by its full path.
+    /// What `source` reports of a tensor, by its full path; on a GPU what compiler and driver report of the kernels that compressed
+    /// weights need.
     pub fn load(vs: &nn::Path<'_>, config: &LlamaConfig, source: &dyn WeightSource) -> Result<Self> {
         let model = vs.sub("model");
         let table = [config.vocab_size, config.hidden_size];
@@ -82,7 +83,8 @@ impl Llama {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let llama =
             Self { id, config: config.clone(), embedding, layers, norm, head, rope: Rope::new(config) };
-        if vs.device().is_cuda() {
+        // Dense weights need none before the first step, which prepares its own.
+        if vs.device().is_cuda() && llama.has_compressed()? {
             llama.prepare_kernels(Launcher::on(vs.device())?.device)?;
         }
         Ok(llama)
