@@ -1,6 +1,13 @@
 //! Every embedded kernel compiles for every architecture that is promised, without a warning; no GPU is needed.
 
-use codecllm::cuda::{compile_all, has_compiler, ARCHITECTURES};
+use codecllm::cuda::{compile_all, has_compiler, Compiled, ARCHITECTURES};
+
+/// Whether a module of one kernel holds it under the module's name, by which it is looked up; a whole file has several.
+fn has_its_symbol(module: &Compiled) -> bool {
+    let section = format!(".text.{}\0", module.name);
+    module.name.ends_with(".cu")
+        || module.binary.windows(section.len()).any(|bytes| bytes == section.as_bytes())
+}
 
 fn check(arch: &str) {
     if !has_compiler() {
@@ -11,6 +18,7 @@ fn check(arch: &str) {
     for kernel in &compiled {
         assert!(kernel.binary.starts_with(b"\x7fELF"), "{arch}: {} is no ELF file", kernel.name);
         assert_eq!(kernel.log, "", "{arch}: {}", kernel.name);
+        assert!(has_its_symbol(kernel), "{arch}: {} has no kernel of its name", kernel.name);
     }
 }
 

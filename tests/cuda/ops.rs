@@ -2,9 +2,10 @@
 //!
 //! Tests that watch the device's memory want the others to be still: run the binary with `--test-threads=1`.
 
-use codecllm::codec::{CompressedTensor, EncodeOptions, Layout, StepRule, BUFFER_NAMES};
+use codecllm::codec::{CompressedTensor, EncodeOptions, Layout, Predictor, StepRule, BUFFER_NAMES};
 use codecllm::cuda::PeakMemory;
 use codecllm::nn::{CompressedEmbedding, CompressedLinear};
+use codecllm::tile::STRIPE_ROWS;
 use codecllm::ErrorKind;
 use tch::nn::VarStore;
 use tch::{nn, Device, Kind, Tensor};
@@ -151,11 +152,63 @@ fn escapes_differences_and_tiles_without_symbols_are_decoded() {
 
 #[test]
 fn scales_outside_the_range_of_fp16_are_decoded() {
+    let mut cases = Vec::new();
+    // In FP16 the rows of the first are 600 bytes apart, which can't be stored 16 bytes at a time, those of the others 640 and
+    // 656, which can; the last ends within a group.
+    for shape in [[77, 300], [80, 320], [77, 328]] {
+        for layout in LAYOUTS {
+            let case = |factor: f64, step: f64| {
+                let compressed = compress(&(random(&shape, 5) * factor), layout, (step * factor) as f32);
+                (format!("{shape:?} {layout:?} factor {factor} step {step}"), compressed)
+            };
+            cases.extend([1e-30, 1e-8, 1e-4, 60.0, 1e4, 1e30].map(|factor| case(factor, 0.1)));
+            // Products of many units in the last place of a scale that has few bits left in FP16.
+            cases.push(case(3e-7, 0.01));
+        }
+    }
+    cases.iter().for_each(|(what, compressed)| assert_plain_symbols(compressed, what));
     need_gpu!();
-    for factor in [1e-30, 1e-8, 1e-4, 60.0, 1e4, 1e30] {
-        let weight = random(&[77, 300], 5) * factor;
-        let step = 0.1 * factor as f32;
-        check_decode(&compress(&weight, Layout::Fast, step), &format!("factor {factor}"));
+    cases.iter().for_each(|(what, compressed)| check_decode(compressed, what));
+}
+
+/// Only tiles like these are decoded whole groups at a time.
+#[track_caller]
+fn assert_plain_symbols(compressed: &CompressedTensor, what: &str) {
+    let view = compressed.buffers().view("w").unwrap();
+    for index in 0..view.header.grid.tile_count() {
+        let header = view.tile_header(index).unwrap();
+        assert!(header.has_symbols() && header.predictor == Predictor::None, "{what}: {header:?}");
+    }
+}
+
+/// Whether FP16 holds the scale, or else decoding to it must take another way.
+fn is_easy(scale: f32) -> bool {
+    scale == 0.0 || (2f32.powi(-24)..32.0).contains(&scale.abs())
+}
+
+#[test]
+fn one_hard_scale_makes_its_stripe_hard_and_no_other() {
+    const HARD: [(i64, f64); 4] = [(5, 1e4), (40, 1e-8), (41, 1e4), (90, 1e4)];
+    let weight = random(&[96, 328], 6);
+    for (row, factor) in HARD {
+        let _ = weight.narrow(0, row, 1).g_mul_scalar_(factor);
+    }
+    let cases = LAYOUTS.map(|layout| (layout, compress_by(&weight, layout, StepRule::RowAbsmax)));
+    for (layout, compressed) in &cases {
+        assert_plain_symbols(compressed, &format!("{layout:?}"));
+        let view = compressed.buffers().view("w").unwrap();
+        // The first tile has hard stripes before and behind an easy one.
+        assert!(view.header.grid.tile_rows() >= 3 * STRIPE_ROWS, "{layout:?}");
+        let hard: Vec<usize> = (0..)
+            .zip(view.scales().unwrap())
+            .filter(|(_, scale)| !is_easy(*scale))
+            .map(|(row, _)| row)
+            .collect();
+        assert_eq!(hard, [5, 40, 41, 90], "{layout:?}");
+    }
+    need_gpu!();
+    for (layout, compressed) in &cases {
+        check_decode(compressed, &format!("{layout:?}"));
     }
 }
 
