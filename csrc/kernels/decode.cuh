@@ -9,6 +9,11 @@ __device__ __forceinline__ void copy_async(u32 shared, const void* global) {
 
 __device__ __forceinline__ void wait_async() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Copies that are committed together can be waited for while later ones are on their way.
+__device__ __forceinline__ void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+__device__ __forceinline__ void wait_async_but_last() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+
 // `shared` moved up to where a table of this layout may begin.
 template <u32 LAYOUT>
 __device__ __forceinline__ u8* align_for_tables(u8* shared) {
@@ -87,6 +92,13 @@ __device__ __forceinline__ void start_lane(Lane& lane) {
     __syncwarp();
     lane.word = load_shared_u16(lane.address);
     lane.address += 2;
+}
+
+// Begins to copy a weight's decode tables, `bytes` of them, to an address of shared memory. The block must wait for the copies and
+// synchronize before it uses them.
+__device__ __forceinline__ void copy_tables(const Weight& weight, u32 bytes, u32 shared) {
+    const u8* entries = reinterpret_cast<const u8*>(weight.entries);
+    for (u32 at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) copy_async(shared + at, entries + at);
 }
 
 // Copies a weight's decode tables, `bytes` of them, into shared memory. The block must synchronize before it uses them.

@@ -117,14 +117,28 @@ struct SharedEscapes {
     bool wide;
 
     __device__ __forceinline__ u32 position(u32 index) const { return load_shared_u16(positions + 2 * index); }
+    template <bool WIDE>
     __device__ __forceinline__ int value(u32 index) const {
-        if (!wide) return static_cast<signed char>(load_shared_u8(values + index));
+        if (!WIDE) return static_cast<signed char>(load_shared_u8(values + index));
         return static_cast<short>(load_shared_u16(values + 2 * index));
     }
 };
 
+// An escape as the halves of up to two weights that add up to it. The bits of an FP16 below 2048 times 2^-24 are that number; what
+// is wide has more bits than that.
+struct EscapeHalves {
+    u32 low, high;
+
+    template <bool WIDE>
+    static __device__ __forceinline__ EscapeHalves of(int value) {
+        if (!WIDE) return {value < 0 ? u32(-value) | 0x8000 : u32(value), 0};
+        const int low = value & 31;
+        return {u32(low), float_to_half(float(value - low) * 5.9604644775390625e-8f)};
+    }
+};
+
 // Adds the escapes of one stripe: 16 of them are the columns of a k-step.
-template <u32 NB>
+template <u32 NB, bool WIDE>
 __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscapes escapes, u32 tile_col, u32 tile_cols, u32 stripe,
                                          float (&sums)[NB][4]) {
     const u32 lane = threadIdx.x % LANES, row = lane / 4, first = 2 * (lane % 4);
@@ -139,14 +153,10 @@ __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscap
             const u32 tile_row = divide_small(position, tile_cols);
             const u32 own_row = tile_row - stripe * STRIPE_ROWS;
             cols[k] = position - tile_row * tile_cols;
-            const int value = escapes.value(index);
-            // FP16 holds 11 bits: a wide value goes in two pieces.
-            const int low = escapes.wide ? value & 31 : value;
-            const u32 low_bits = float_to_half(float(low) * 5.9604644775390625e-8f);
-            const u32 high_bits = float_to_half(float(value - low) * 5.9604644775390625e-8f);
-            const u32 half = 2 * (k >> 1), shift = 16 * (k & 1);
-            if (own_row == row) whole[half] |= low_bits << shift, high[half] |= high_bits << shift;
-            if (own_row == row + 8) whole[half + 1] |= low_bits << shift, high[half + 1] |= high_bits << shift;
+            const EscapeHalves halves = EscapeHalves::of<WIDE>(escapes.value<WIDE>(index));
+            const u32 register_index = 2 * (k >> 1), shift = 16 * (k & 1);
+            if (own_row == row) whole[register_index] |= halves.low << shift, high[register_index] |= halves.high << shift;
+            if (own_row == row + 8) whole[register_index + 1] |= halves.low << shift, high[register_index + 1] |= halves.high << shift;
         }
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
@@ -156,48 +166,72 @@ __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscap
 #pragma unroll
             for (u32 k = 0; k < 4; k++) x[k] = own[cols[k]];
             multiply(sums[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
-            if (escapes.wide) multiply(sums[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
+            if (WIDE) multiply(sums[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
         }
     }
 }
 
-__device__ __forceinline__ u32 load_turn(u32 address) {
-    u32 turn;
-    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(turn) : "r"(address) : "memory");
-    return turn;
+__device__ __forceinline__ u32 load_acquire(u32 address) {
+    u32 value;
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
 }
 
-__device__ __forceinline__ void store_turn(u32 address, u32 turn) {
-    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(turn) : "memory");
+__device__ __forceinline__ void store_release(u32 address, u32 value) {
+    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
-// Where the tiles of a band meet: each adds its sums when its turn has come.
+// What was there before.
+__device__ __forceinline__ u32 add_acquire_release(u32 address, u32 value) {
+    u32 before;
+    asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], %2;" : "=r"(before) : "r"(address), "r"(value) : "memory");
+    return before;
+}
+
+// Where the tiles of a band meet: each leaves its sums, and the last to come adds all of them, from left to right.
 template <u32 NB>
-struct Turnstile {
-    float* sums;  // [slots][NB][4][32]
-    u32 turns;    // address of one count a slot
+struct Meeting {
+    float* sums;   // [slots][tiles_across][NB][4][32]
+    u32 arrivals;  // address of one count a slot: in the low half those of its present band, above it the bands that it has had
     u32 slots, tiles_across;
 
-    // `ordinal`: the band's number in this block. True for the last tile, which gets the total.
-    __device__ __forceinline__ bool pass(u32 ordinal, u32 tile, u32 tile_count, u32 lane, float (&own)[NB][4]) const {
+    // `ordinal`: the band's number in this block. True for the last to come, which gets the total.
+    __device__ __forceinline__ bool join(u32 ordinal, u32 tile, u32 tile_count, u32 lane, float (&own)[NB][4]) const {
         if (tile_count == 1) return true;
-        const u32 slot = ordinal % slots, first = ordinal / slots * tiles_across;
-        const u32 turn = turns + 4 * slot;
-        float* shared = sums + slot * NB * 4 * LANES + lane;
-        while (load_turn(turn) != first + tile) __nanosleep(20);
-        __syncwarp();
-        const bool last = tile + 1 == tile_count;
+        const u32 bands_before = ordinal / slots, slot = ordinal - bands_before * slots;
+        const u32 arrival = arrivals + 4 * slot;
+        // Bands begin in order, but this one may have come this far while one long before it still waits for a tile.
+        while (load_acquire(arrival) >> 16 != bands_before) __nanosleep(100);
+        float* band = sums + slot * tiles_across * (NB * 4 * LANES) + lane;
+        float* mine = band + tile * (NB * 4 * LANES);
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                float* sum = shared + (b * 4 + i) * LANES;
-                if (tile > 0) own[b][i] += *sum;
-                if (!last) *sum = own[b][i];
-            }
+            for (u32 i = 0; i < 4; i++) mine[(b * 4 + i) * LANES] = own[b][i];
         __syncwarp();
-        if (lane == 0) store_turn(turn, last ? first + tiles_across : first + tile + 1);
-        return last;
+        u32 before = 0;
+        if (lane == 0) before = add_acquire_release(arrival, 1);
+        before = __shfl_sync(~0u, before, 0) & 0xFFFF;
+        if (before + 1 < tile_count) return false;
+        add_up(band, tile_count, own);
+        __syncwarp();
+        if (lane == 0) store_release(arrival, (bands_before + 1) << 16);
+        return true;
+    }
+
+private:
+    static __device__ __forceinline__ void add_up(const float* band, u32 tile_count, float (&total)[NB][4]) {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) total[b][i] = band[(b * 4 + i) * LANES];
+        for (u32 tile = 1; tile < tile_count; tile++) {
+            band += NB * 4 * LANES;
+#pragma unroll
+            for (u32 b = 0; b < NB; b++)
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) total[b][i] += band[(b * 4 + i) * LANES];
+        }
     }
 };
 
@@ -280,29 +314,32 @@ __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
     return task;
 }
 
-__device__ __forceinline__ Tile tile_of(const Arguments& arguments, const Task& task) {
+__device__ __forceinline__ TileHeader header_of(const Arguments& arguments, const Task& task) {
     const Weight& weight = arguments.parts[task.part].weight;
-    return tile_at(weight, task.band, task.tile, load_header(weight, task.band * weight.tiles_across + task.tile));
+    return load_header(weight, task.band * weight.tiles_across + task.tile);
+}
+
+__device__ __forceinline__ Tile tile_of(const Arguments& arguments, const Task& task, const TileHeader& header) {
+    return tile_at(arguments.parts[task.part].weight, task.band, task.tile, header);
 }
 
 // What follows a stripe's last group: the sum over the band's tiles, the result. Not inlined, and given only what names the tile:
 // whatever lived on through the loop over the groups would take registers from it.
 template <u32 NB>
-__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Turnstile<NB>& turnstile, u32 task_index, u32 stripe,
+__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Meeting<NB>& meeting, u32 task_index, u32 stripe,
                                            const float (&groups)[NB][4]) {
     const u32 lane = threadIdx.x % LANES;
     const Task task = task_at(arguments, task_index);
     const Part& part = arguments.parts[task.part];
     const u32 stripe_row = task.band * part.weight.tile_rows + stripe * STRIPE_ROWS;
     RowFactors factors;
-    // Asked for before the wait.
-    if (task.tile + 1 == part.weight.tiles_across) factors.load(part, stripe_row, lane);
     float sums[NB][4];
 #pragma unroll
     for (u32 b = 0; b < NB; b++)
 #pragma unroll
         for (u32 i = 0; i < 4; i++) sums[b][i] = groups[b][i];
-    if (turnstile.pass(task.ordinal, task.tile, part.weight.tiles_across, lane, sums)) {
+    if (meeting.join(task.ordinal, task.tile, part.weight.tiles_across, lane, sums)) {
+        factors.load(part, stripe_row, lane);
         // A damaged tile has not waited yet.
         overlap_wait();
         write_stripe<NB>(arguments, part, factors, stripe_row, lane, sums);
@@ -320,14 +357,17 @@ __device__ __forceinline__ SharedEscapes shared_escapes(const Tile& tile, bool v
 struct Opened {
     u32 task_index;
     LaneHead head;
+    TileHeader header;
 };
 
 // All of this is of the weights alone, which no kernel writes.
 __device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task_index, const WarpMemory& memory, u32 lane) {
     const Task task = task_at(arguments, task_index);
-    if (task.empty) return {task_index, {0, 0}};
+    if (task.empty) return {task_index, {0, 0}, {0, 0, 0}};
+    const TileHeader header = header_of(arguments, task);
     OpenTile open;
-    return {task_index, open.begin(arguments.parts[task.part].weight, tile_of(arguments, task), memory, lane)};
+    const LaneHead head = open.begin(arguments.parts[task.part].weight, tile_of(arguments, task, header), memory, lane);
+    return {task_index, head, header};
 }
 
 __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
@@ -340,10 +380,10 @@ __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
 // they are on their way while the sums wait for their turn. More rows have no registers to spare for that.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Task& task, const Opened& opened, const WarpMemory& memory,
-                                           const Turnstile<NB>& turnstile, u32* next_task, u32 lane) {
+                                           const Meeting<NB>& meeting, u32* next_task, u32 lane) {
     const Part& part = arguments.parts[task.part];
     OpenTile open;
-    open.tile = tile_of(arguments, task);
+    open.tile = tile_of(arguments, task, opened.header);
     open.sections = sections_of(open.tile, LAYOUT);
     open.place(opened.head, memory, lane);
     const Tile& tile = open.tile;
@@ -366,16 +406,19 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Tas
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
-        if (escapes.count > 0) add_escapes<NB>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+        if (escapes.count > 0) {
+            if (escapes.wide) add_escapes<NB, true>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+            else add_escapes<NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+        }
         const bool last = stripe + 1 == tile.stripes();
         if (NB == 1 && last) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
-        finish_stripe<NB>(arguments, turnstile, opened.task_index, stripe, sums);
+        finish_stripe<NB>(arguments, meeting, opened.task_index, stripe, sums);
     }
     if (NB > 1) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
     return next;
 }
 
-// Shared memory: tables, the warps' words, sums and turns of the turnstile, the next task.
+// Shared memory: tables, the warps' words, sums and arrivals of the meeting, the next task.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     extern __shared__ __align__(16) u8 dynamic[];
@@ -383,26 +426,30 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     const u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
     const u32 base = shared_address(shared);
     float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * arguments.words_bytes);
-    u32* turns = reinterpret_cast<u32*>(sums + arguments.slots * NB * 4 * LANES);
-    u32* next_task = turns + arguments.slots;
+    u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * arguments.tiles_across * (NB * 4 * LANES));
+    u32* next_task = arrivals + arguments.slots;
     for (u32 part = 0; part < arguments.part_count; part++) {
         const Part& own = arguments.parts[part];
-        load_tables(own.weight, own.weight.table_count * (4u << scale_bits(LAYOUT)), shared + own.first_table * (4u << scale_bits(LAYOUT)));
+        copy_tables(own.weight, own.weight.table_count * (4u << scale_bits(LAYOUT)), base + own.first_table * (4u << scale_bits(LAYOUT)));
     }
-    for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) turns[slot] = 0;
+    commit_async();
+    // What the first tiles ask of the memory is on its way before the tables are here.
+    const WarpMemory memory = {base + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes, base};
+    Opened opened = open_task(arguments, warp, memory, lane);
+    commit_async();
+    for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) arrivals[slot] = 0;
     if (threadIdx.x == 0) *next_task = warps;
+    wait_async_but_last();
     __syncthreads();
     overlap_trigger();
-    const WarpMemory memory = {base + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes, base};
-    const Turnstile<NB> turnstile = {sums, shared_address(turns), arguments.slots, arguments.tiles_across};
-    Opened opened = open_task(arguments, warp, memory, lane);
+    const Meeting<NB> meeting = {sums, shared_address(arrivals), arguments.slots, arguments.tiles_across};
     while (true) {
         const Task task = task_at(arguments, opened.task_index);
         if (task.none) break;
         if (task.empty) {
             opened = open_task(arguments, claim_task(next_task, lane), memory, lane);
         } else {
-            opened = run_task<LAYOUT, NB>(arguments, task, opened, memory, turnstile, next_task, lane);
+            opened = run_task<LAYOUT, NB>(arguments, task, opened, memory, meeting, next_task, lane);
         }
     }
 }

@@ -283,7 +283,7 @@ impl Plan {
                 source: variant.source,
                 grid,
                 warps,
-                slots: warps / first.tiles_across + 2,
+                slots: slots(warps, first.tiles_across, variant.rows),
                 bands,
                 tiles_across: first.tiles_across,
                 table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
@@ -319,9 +319,19 @@ impl Plan {
         table_bytes(layout)
             + self.table_bytes
             + self.warps * self.words_bytes
-            + self.slots * (sums + size_of::<u32>())
+            + self.slots * (self.tiles_across * sums + size_of::<u32>())
             + size_of::<u128>()
             + slack_bytes
+    }
+}
+
+/// Bands of a block that may be unfinished at once: those that its warps work on and one that waits for its last tile; where the
+/// sums of many rows take much room, not that. A band of one tile meets nobody.
+fn slots(warps: usize, tiles_across: usize, rows: usize) -> usize {
+    match (tiles_across, rows) {
+        (1, _) => 0,
+        (_, ..=16) => warps / tiles_across + 2,
+        _ => warps / tiles_across + 1,
     }
 }
 
