@@ -63,7 +63,7 @@ proptest! {
     ) {
         let layout = if small { Layout::Small } else { Layout::Fast };
         let values = grid(kind, rows * cols, cols, sigma, seed);
-        check(&values, [rows, cols], EncodeOptions { layout, row_access, allow_left });
+        check(&values, [rows, cols], EncodeOptions { layout, row_access, allow_left, tile: None });
     }
 }
 

@@ -142,7 +142,8 @@ __device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane
 // raw bits of the next group begin.
 //
 // A sink has begin_groups(), called once or more before the first group of a stripe, then begin_group(), before_step(step),
-// step(step, registers) and end_group(), called in order; groups follow each other from the tile's first.
+// step(step, registers) and end_group(), called in order; groups follow each other from the tile's first. Sink::ASKS_EARLY: what
+// is asked of the memory for the next group is asked before this one is decoded.
 template <u32 LAYOUT, u32 R, class Sink>
 __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, u32 table_address, const u8* raw,
                                                         u32 count, u32 lane_index, Sink& sink) {
@@ -157,6 +158,9 @@ __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, 
     for (u32 group = 0; group < count; group++) {
         const Raw own = next;
         if (group + 1 < count) next.load(ahead, lane_index);
+        // Keeps the compiler from moving the loads to the end of the loop, where it has registers to spare for them and all of their
+        // latency is waited for.
+        if (Sink::ASKS_EARLY) __syncwarp();
         sink.begin_group();
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {

@@ -50,6 +50,7 @@ struct MultiplySink {
     // columns of the result that nobody looks at.
     const u16* x[NB];
     float sums[NB][4];
+    static constexpr bool ASKS_EARLY = true;
     uint4 low[NB], high[NB];
 
     __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) {
@@ -459,11 +460,10 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
 #define KERNEL fused_linear_fast_8
 #define KERNEL_LAYOUT FAST
 #define KERNEL_ROWS 8
+#define KERNEL_WARPS 32
 #endif
 
-// Of a block: what the registers allow. `Variant` of src/ops/cuda/fused_linear.rs says the same.
-constexpr u32 THREADS = KERNEL_ROWS == 8 ? 1024 : KERNEL_ROWS == 16 ? 768 : 512;
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const __grid_constant__ Arguments arguments) {
+// Of a block with fewer warps each has more registers.
+extern "C" __global__ void __launch_bounds__(KERNEL_WARPS * LANES, 1) KERNEL(const __grid_constant__ Arguments arguments) {
     fused_linear<KERNEL_LAYOUT, KERNEL_ROWS / MMA_COLS>(arguments);
 }

@@ -65,6 +65,8 @@ struct RowSink {
     float scale;
     LaneRow row;
 
+    static constexpr bool ASKS_EARLY = false;
+
     __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}
     __device__ __forceinline__ void before_step(u32) {}
@@ -91,6 +93,8 @@ struct LeftRowSink {
     float scale;
     u32 group;
     u32 all[LANE_REGISTERS];
+
+    static constexpr bool ASKS_EARLY = false;
 
     __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void begin_group() {}

@@ -187,7 +187,12 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn encode_options(&self, path: &str) -> EncodeOptions {
-        EncodeOptions { layout: self.options.layout, row_access: path == EMBEDDING, allow_left: true }
+        EncodeOptions {
+            layout: self.options.layout,
+            row_access: path == EMBEDDING,
+            allow_left: true,
+            tile: None,
+        }
     }
 
     fn matrix(&self, path: &str) -> Result<Matrix> {

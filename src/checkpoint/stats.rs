@@ -97,7 +97,8 @@ fn measure(
     check_finite(&matrix.weights, matrix.shape[1], name)?;
     let rms = root_mean_square(&matrix.weights);
     let sample = matrix.sample(SAMPLE_WEIGHTS);
-    let encode = EncodeOptions { layout: options.layout, row_access: name == EMBEDDING, allow_left: true };
+    let encode =
+        EncodeOptions { layout: options.layout, row_access: name == EMBEDDING, allow_left: true, tile: None };
     let rules = std::iter::once(StepRule::RowAbsmax)
         .chain(CURVE_EXPONENTS.iter().map(|exponent| StepRule::Step((rms * exponent.exp2()) as f32)));
     let mut first = None;

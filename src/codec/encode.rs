@@ -24,11 +24,13 @@ pub struct EncodeOptions {
     pub row_access: bool,
     /// Whether tiles may code differences to the left where that is smaller.
     pub allow_left: bool,
+    /// How to cut the matrix; `None`: as its own shape asks for.
+    pub tile: Option<TileShape>,
 }
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        Self { layout: Layout::Fast, row_access: false, allow_left: true }
+        Self { layout: Layout::Fast, row_access: false, allow_left: true, tile: None }
     }
 }
 
@@ -55,7 +57,8 @@ pub fn encode(
 ) -> Result<Buffers> {
     // Refuses a shape without weights before anything is divided by it.
     TileGrid::new(rows, cols, STRIPE_ROWS, GROUP_COLS, subject)?;
-    let shape = TileShape::choose(rows, cols, options.layout, options.row_access);
+    let shape =
+        options.tile.unwrap_or_else(|| TileShape::choose(rows, cols, options.layout, options.row_access));
     let grid = TileGrid::new(rows, cols, shape.rows, shape.cols, subject)?;
     check_input(subject, values, scales, &grid)?;
     let plan = plan(values, &grid, options.layout, options.allow_left);

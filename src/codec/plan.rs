@@ -19,6 +19,8 @@ const ESCAPE_BITS: f64 = 24.0;
 const LEFT_MUST_REACH: f64 = 0.97;
 /// Most tables of a tensor. A GPU keeps all of them in the memory of each multiprocessor, where they take room from its warps.
 const MOST_TABLES: usize = 8;
+/// Weights of a matrix that keeps a large GPU busy for a few tiles' time only. With less than these no cut would.
+const FEW_TILES: std::ops::Range<usize> = 1 << 22..1 << 25;
 /// Magnitudes from here on are escapes whatever the raw bits.
 const MAGNITUDES: usize = 1024;
 
@@ -35,11 +37,12 @@ impl TileShape {
     /// The shape for a `rows x cols` matrix.
     ///
     /// A tile costs about 110 bytes of states, lane lengths and header whatever it holds: 0.06 bit a weight at
-    /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once. The width depends on
-    /// the columns alone: matrices that read the same input (q, k and v) can share a launch on a GPU. Where single rows
-    /// are looked up (`row_access`, an embedding) a tile is one stripe high.
+    /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once: a matrix that gives
+    /// a large GPU only a few tiles a multiprocessor is cut into twice as many. Where single rows are looked up
+    /// (`row_access`, an embedding) a tile is one stripe high.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let target = match layout {
+            Layout::Fast if !row_access && FEW_TILES.contains(&rows.saturating_mul(cols)) => 1 << 13,
             Layout::Fast => 1 << 14,
             Layout::Small => 48 << 10,
         };

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::buffers::View;
 use super::encode::{encode, EncodeOptions};
 use super::header::HEADER_BYTES;
+use super::plan::TileShape;
 use super::tensor::Matrix;
 use crate::error::{Error, Result};
 use crate::quantize::{check_finite, quantize_rows, quantize_tensor, root_mean_square, Quantized};
@@ -68,13 +69,16 @@ impl RateSample {
     ///
     /// Errors where a weight of the matrix is not finite.
     pub fn new(tensor_path: &str, matrix: &Matrix, options: EncodeOptions) -> Result<Self> {
-        check_finite(&matrix.weights, matrix.shape[1], tensor_path)?;
+        let [rows, cols] = matrix.shape;
+        check_finite(&matrix.weights, cols, tensor_path)?;
+        // The sample alone would be cut in another way.
+        let tile = TileShape::choose(rows, cols, options.layout, options.row_access);
         Ok(Self {
             tensor_path: tensor_path.to_owned(),
             weights: matrix.weights.len(),
             unit: root_mean_square(&matrix.weights),
             sample: matrix.sample(SAMPLE_WEIGHTS),
-            options,
+            options: EncodeOptions { tile: Some(tile), ..options },
         })
     }
 

@@ -65,18 +65,24 @@ macro_rules! header {
 
 // What takes longest to compile comes first: so all are done soonest.
 kernels! {
-    FUSED_LINEAR_FAST_64: "fused_linear.cu" fused_linear_fast_64 (LAYOUT = FAST, ROWS = 64),
-    FUSED_LINEAR_FAST_32: "fused_linear.cu" fused_linear_fast_32 (LAYOUT = FAST, ROWS = 32),
-    FUSED_LINEAR_SMALL_64: "fused_linear.cu" fused_linear_small_64 (LAYOUT = SMALL, ROWS = 64),
-    FUSED_LINEAR_FAST_16: "fused_linear.cu" fused_linear_fast_16 (LAYOUT = FAST, ROWS = 16),
+    FUSED_LINEAR_FAST_64_16: "fused_linear.cu" fused_linear_fast_64_16 (LAYOUT = FAST, ROWS = 64, WARPS = 16),
+    FUSED_LINEAR_FAST_32_16: "fused_linear.cu" fused_linear_fast_32_16 (LAYOUT = FAST, ROWS = 32, WARPS = 16),
+    FUSED_LINEAR_SMALL_64_16: "fused_linear.cu" fused_linear_small_64_16 (LAYOUT = SMALL, ROWS = 64, WARPS = 16),
+    FUSED_LINEAR_FAST_16_24: "fused_linear.cu" fused_linear_fast_16_24 (LAYOUT = FAST, ROWS = 16, WARPS = 24),
+    FUSED_LINEAR_FAST_16_16: "fused_linear.cu" fused_linear_fast_16_16 (LAYOUT = FAST, ROWS = 16, WARPS = 16),
     DECODE_TO_SCRATCH_FAST_BF16: "decode_to_scratch.cu" decode_to_scratch_fast_bf16 (LAYOUT = FAST, ELEMENT = BF16),
     DECODE_TO_SCRATCH_FAST_F16: "decode_to_scratch.cu" decode_to_scratch_fast_f16 (LAYOUT = FAST, ELEMENT = F16),
     DECODE_TO_SCRATCH_FAST_F32: "decode_to_scratch.cu" decode_to_scratch_fast_f32 (LAYOUT = FAST, ELEMENT = F32),
-    FUSED_LINEAR_FAST_8: "fused_linear.cu" fused_linear_fast_8 (LAYOUT = FAST, ROWS = 8),
-    FUSED_LINEAR_SMALL_32: "fused_linear.cu" fused_linear_small_32 (LAYOUT = SMALL, ROWS = 32),
+    FUSED_LINEAR_FAST_8_32: "fused_linear.cu" fused_linear_fast_8_32 (LAYOUT = FAST, ROWS = 8, WARPS = 32),
+    FUSED_LINEAR_FAST_8_24: "fused_linear.cu" fused_linear_fast_8_24 (LAYOUT = FAST, ROWS = 8, WARPS = 24),
+    FUSED_LINEAR_FAST_8_16: "fused_linear.cu" fused_linear_fast_8_16 (LAYOUT = FAST, ROWS = 8, WARPS = 16),
+    FUSED_LINEAR_SMALL_32_16: "fused_linear.cu" fused_linear_small_32_16 (LAYOUT = SMALL, ROWS = 32, WARPS = 16),
     GATHER_ROWS_FAST: "gather_rows.cu" gather_rows_fast (LAYOUT = FAST),
-    FUSED_LINEAR_SMALL_16: "fused_linear.cu" fused_linear_small_16 (LAYOUT = SMALL, ROWS = 16),
-    FUSED_LINEAR_SMALL_8: "fused_linear.cu" fused_linear_small_8 (LAYOUT = SMALL, ROWS = 8),
+    FUSED_LINEAR_SMALL_16_24: "fused_linear.cu" fused_linear_small_16_24 (LAYOUT = SMALL, ROWS = 16, WARPS = 24),
+    FUSED_LINEAR_SMALL_16_16: "fused_linear.cu" fused_linear_small_16_16 (LAYOUT = SMALL, ROWS = 16, WARPS = 16),
+    FUSED_LINEAR_SMALL_8_32: "fused_linear.cu" fused_linear_small_8_32 (LAYOUT = SMALL, ROWS = 8, WARPS = 32),
+    FUSED_LINEAR_SMALL_8_24: "fused_linear.cu" fused_linear_small_8_24 (LAYOUT = SMALL, ROWS = 8, WARPS = 24),
+    FUSED_LINEAR_SMALL_8_16: "fused_linear.cu" fused_linear_small_8_16 (LAYOUT = SMALL, ROWS = 8, WARPS = 16),
     DECODE_TO_SCRATCH_SMALL_BF16: "decode_to_scratch.cu" decode_to_scratch_small_bf16 (LAYOUT = SMALL, ELEMENT = BF16),
     DECODE_TO_SCRATCH_SMALL_F16: "decode_to_scratch.cu" decode_to_scratch_small_f16 (LAYOUT = SMALL, ELEMENT = F16),
     DECODE_TO_SCRATCH_SMALL_F32: "decode_to_scratch.cu" decode_to_scratch_small_f32 (LAYOUT = SMALL, ELEMENT = F32),
@@ -163,11 +169,16 @@ mod tests {
 
     #[test]
     fn a_single_kernel_is_told_its_name_and_which_it_is() {
-        let source = &FUSED_LINEAR_FAST_8;
-        assert_eq!((source.name, source.file), ("fused_linear_fast_8", "fused_linear.cu"));
+        let source = &FUSED_LINEAR_FAST_8_32;
+        assert_eq!((source.name, source.file), ("fused_linear_fast_8_32", "fused_linear.cu"));
         assert_eq!(
             source.defines,
-            ["-DKERNEL=fused_linear_fast_8", "-DKERNEL_LAYOUT=FAST", "-DKERNEL_ROWS=8"]
+            [
+                "-DKERNEL=fused_linear_fast_8_32",
+                "-DKERNEL_LAYOUT=FAST",
+                "-DKERNEL_ROWS=8",
+                "-DKERNEL_WARPS=32"
+            ]
         );
     }
 }

@@ -19,8 +19,8 @@ pub(crate) const MOST_WEIGHTS: usize = 3;
 /// Rows of x of one launch, at most.
 pub(crate) const MOST_ROWS: usize = 64;
 
-/// Rows of x that the kernels are built for.
-const ROWS: [usize; 4] = [8, 16, 32, MOST_ROWS];
+/// Rows of x that the kernels are built for. Those for more have more code.
+const ROWS: [usize; 4] = [MOST_ROWS, 32, 16, 8];
 
 /// A warp's share of the tensor cores' columns: rows of x.
 const MMA_COLS: usize = 8;
@@ -76,7 +76,7 @@ pub(crate) struct FusedPart<'a> {
 }
 
 /// Whether one launch can multiply all of `weights` by `batch` rows of x: at most [`MOST_WEIGHTS`] weights of one layout and
-/// one cut into tiles, at most [`MOST_ROWS`] rows, no tile that codes differences, and tables that leave room beside them.
+/// one number of columns, at most [`MOST_ROWS`] rows, no tile that codes differences, and tables that leave room beside them.
 pub(crate) fn can_fuse(launcher: &Launcher, weights: &[&DeviceWeight], batch: usize) -> bool {
     let here = weights.iter().all(|weight| weight.ordinal() == launcher.device.ordinal);
     // An FP32 row of x becomes two.
@@ -272,28 +272,49 @@ impl Plan {
         if !weights.iter().all(|weight| alike(first, weight) && takes(weight)) {
             return None;
         }
-        let variant = Variant::of(first.layout, batch)?;
+        let plans = Variant::of(first.layout, batch)
+            .map(|variant| Some((Self::with(limits, weights, variant)?, variant)));
+        // Fewer warps have more registers each, but more of them decode at once.
+        let (plan, _) = plans.flatten().min_by_key(|(plan, variant)| (plan.rounds(), variant.warps))?;
+        Some(plan)
+    }
+
+    /// The most warps that fit; no more than share the tiles evenly.
+    fn with(limits: Limits, weights: &[WeightFacts], variant: Variant) -> Option<Self> {
+        let most = |of: fn(&WeightFacts) -> usize| weights.iter().map(of).max().unwrap_or(0);
         let bands: usize = weights.iter().map(|weight| weight.bands).sum();
         let grid = limits.multiprocessors.min(bands).max(1);
-        let tasks = bands.div_ceil(grid) * first.tiles_across;
-        let most_warps = (variant.threads / LANES).min(tasks);
-        let slack_bytes = weights.iter().map(|weight| weight.slack_bytes).max().unwrap_or(0);
+        let plan = Self {
+            source: variant.source,
+            grid,
+            warps: 0,
+            slots: 0,
+            bands,
+            tiles_across: most(|weight| weight.tiles_across),
+            table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
+            words_bytes: most(|weight| weight.words_bytes),
+            shared_bytes: 0,
+        };
+        let layout = weights.first()?.layout;
         let with = |warps: usize| {
-            let mut plan = Self {
-                source: variant.source,
-                grid,
-                warps,
-                slots: slots(warps, first.tiles_across, variant.rows),
-                bands,
-                tiles_across: first.tiles_across,
-                table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
-                words_bytes: weights.iter().map(|weight| weight.words_bytes).max().unwrap_or(0),
-                shared_bytes: 0,
-            };
-            plan.shared_bytes = plan.shared_bytes(first.layout, variant.rows, slack_bytes);
+            let mut plan = Self { warps, slots: slots(warps, plan.tiles_across, variant.rows), ..plan };
+            plan.shared_bytes = plan.shared_bytes(layout, variant.rows, most(|weight| weight.slack_bytes));
             plan
         };
-        (1..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)
+        let most_warps = variant.warps.min(plan.tasks());
+        let largest =
+            (1..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)?;
+        Some(with(largest.tasks().div_ceil(largest.rounds())))
+    }
+
+    /// Tiles of a block, at most.
+    fn tasks(&self) -> usize {
+        self.bands.div_ceil(self.grid) * self.tiles_across
+    }
+
+    /// Tiles of a warp, at most.
+    fn rounds(&self) -> usize {
+        self.tasks().div_ceil(self.warps)
     }
 
     /// Whether the launch for all is expected to take no longer than those for each.
@@ -308,8 +329,7 @@ impl Plan {
 
     /// How long a block works on its tiles, up to a factor.
     fn cost(&self) -> usize {
-        let tasks = self.bands.div_ceil(self.grid) * self.tiles_across;
-        tasks * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
+        self.tasks() * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
     /// What the kernel takes: the tables, aligned to the size of one, the warps' words, sums and turns of the slots and the next
@@ -335,9 +355,9 @@ fn slots(warps: usize, tiles_across: usize, rows: usize) -> usize {
     }
 }
 
-/// Whether two weights can share a launch: their bands are the same tiles wide.
+/// Whether two weights can share a launch.
 fn alike(a: &WeightFacts, b: &WeightFacts) -> bool {
-    (a.layout, a.cols, a.tile_cols) == (b.layout, b.cols, b.tile_cols)
+    (a.layout, a.cols) == (b.layout, b.cols)
 }
 
 /// Whether the kernel can multiply a weight: it takes no differences, and adds up the tiles of a band stripe by stripe only
@@ -348,34 +368,56 @@ fn takes(weight: &WeightFacts) -> bool {
 
 /// The modules of the kernels for weights of this layout, by any number of rows.
 pub(super) fn fused_sources(layout: Layout) -> impl Iterator<Item = &'static Source> {
-    ROWS.into_iter().filter_map(move |rows| Variant::of(layout, rows)).map(|variant| variant.source)
+    ROWS.into_iter().flat_map(move |rows| Variant::of(layout, rows)).map(|variant| variant.source)
 }
 
 /// A kernel for up to so many rows of x.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     rows: usize,
-    /// Of a block: what the registers allow, as in the kernel's launch bounds.
-    threads: usize,
+    /// Of a block, at most: what the registers allow, as in the kernel's launch bounds.
+    warps: usize,
     source: &'static Source,
 }
 
 impl Variant {
-    fn of(layout: Layout, batch: usize) -> Option<Self> {
-        let (rows, threads, [fast, small]) = match batch {
-            1..=8 => (8, 1024, [&kernels::FUSED_LINEAR_FAST_8, &kernels::FUSED_LINEAR_SMALL_8]),
-            9..=16 => (16, 768, [&kernels::FUSED_LINEAR_FAST_16, &kernels::FUSED_LINEAR_SMALL_16]),
-            17..=32 => (32, 512, [&kernels::FUSED_LINEAR_FAST_32, &kernels::FUSED_LINEAR_SMALL_32]),
-            33..=MOST_ROWS => (64, 512, [&kernels::FUSED_LINEAR_FAST_64, &kernels::FUSED_LINEAR_SMALL_64]),
-            _ => return None,
+    /// Those for `batch` rows; none for no row, or too many.
+    fn of(layout: Layout, batch: usize) -> impl Iterator<Item = Self> {
+        let all = match layout {
+            Layout::Fast => &FAST,
+            Layout::Small => &SMALL,
         };
-        let source = match layout {
-            Layout::Fast => fast,
-            Layout::Small => small,
-        };
-        Some(Self { rows, threads, source })
+        let rows = ROWS.into_iter().filter(|&rows| 0 < batch && batch <= rows).min();
+        all.iter().copied().filter(move |variant| Some(variant.rows) == rows)
     }
 }
+
+/// `[rows, warps: module]`, what takes longest to compile first.
+macro_rules! variants {
+    ($([$rows:literal, $warps:literal: $source:ident]),* $(,)?) => {
+        [$(Variant { rows: $rows, warps: $warps, source: &kernels::$source }),*]
+    };
+}
+
+static FAST: [Variant; 7] = variants![
+    [64, 16: FUSED_LINEAR_FAST_64_16],
+    [32, 16: FUSED_LINEAR_FAST_32_16],
+    [16, 24: FUSED_LINEAR_FAST_16_24],
+    [16, 16: FUSED_LINEAR_FAST_16_16],
+    [8, 32: FUSED_LINEAR_FAST_8_32],
+    [8, 24: FUSED_LINEAR_FAST_8_24],
+    [8, 16: FUSED_LINEAR_FAST_8_16],
+];
+
+static SMALL: [Variant; 7] = variants![
+    [64, 16: FUSED_LINEAR_SMALL_64_16],
+    [32, 16: FUSED_LINEAR_SMALL_32_16],
+    [16, 24: FUSED_LINEAR_SMALL_16_24],
+    [16, 16: FUSED_LINEAR_SMALL_16_16],
+    [8, 32: FUSED_LINEAR_SMALL_8_32],
+    [8, 24: FUSED_LINEAR_SMALL_8_24],
+    [8, 16: FUSED_LINEAR_SMALL_8_16],
+];
 
 #[cfg(test)]
 mod tests {
@@ -411,18 +453,22 @@ mod tests {
     #[test]
     fn every_number_of_rows_has_its_module() {
         let built: Vec<_> = fused_sources(Layout::Small).map(|source| source.name).collect();
-        assert_eq!(built.len(), ROWS.len());
+        assert_eq!(built.len(), SMALL.len());
         for rows in 1..=MOST_ROWS {
-            assert!(built.contains(&Variant::of(Layout::Small, rows).unwrap().source.name), "{rows}");
+            assert!(Variant::of(Layout::Small, rows).count() > 0, "{rows}");
+            for variant in Variant::of(Layout::Small, rows) {
+                assert!(built.contains(&variant.source.name) && rows <= variant.rows, "{rows}");
+            }
         }
     }
 
     #[test]
     fn a_large_weight_fills_the_gpu() {
         let plan = Plan::new(Limits::H200, &[weight(28672, 4096)], 1).unwrap();
-        assert_eq!((plan.grid, plan.warps, plan.slots), (132, 32, 10));
-        assert_eq!((plan.bands, plan.tiles_across, plan.source.name), (1792, 4, "fused_linear_fast_8"));
-        assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 32 * 4096 + 10 * (512 + 4) + 16 + 272);
+        // 56 tiles a block: two each for 28 warps.
+        assert_eq!((plan.grid, plan.warps, plan.slots), (132, 28, 9));
+        assert_eq!((plan.bands, plan.tiles_across, plan.source.name), (1792, 4, "fused_linear_fast_8_32"));
+        assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 28 * 4096 + 9 * (4 * 512 + 4) + 16 + 272);
     }
 
     #[test]
@@ -434,7 +480,6 @@ mod tests {
                     if let Some(plan) = Plan::new(Limits::H200, &[own, own], batch) {
                         assert!(plan.shared_bytes <= Limits::H200.shared_bytes);
                         assert!(plan.warps >= 1 && plan.warps * LANES <= 1024);
-                        assert!(plan.slots * plan.tiles_across >= plan.warps);
                     }
                 }
             }
@@ -443,8 +488,8 @@ mod tests {
 
     #[test]
     fn more_rows_take_fewer_threads() {
-        let warps = |batch| Plan::new(Limits::H200, &[weight(28672, 4096)], batch).unwrap().warps;
-        assert_eq!([1, 8, 9, 16, 17, 64].map(warps), [32, 32, 24, 24, 16, 16]);
+        let warps = |batch| Plan::new(Limits::H200, &[weight(128256, 4096)], batch).unwrap().warps;
+        assert_eq!([1, 8, 9, 16, 17, 64].map(warps), [31, 31, 23, 23, 16, 16]);
         assert!(Plan::new(Limits::H200, &[weight(28672, 4096)], 65).is_none());
         assert!(Plan::new(Limits::H200, &[weight(28672, 4096)], 0).is_none());
     }
@@ -464,6 +509,8 @@ mod tests {
         assert_eq!((plan.bands, plan.table_bytes), (384, 12 * 8192));
         assert!(Plan::new(Limits::H200, &[q, k, k, k], 1).is_none());
         assert!(Plan::new(Limits::H200, &[q, weight(1024, 2048)], 1).is_none());
+        let narrow = WeightFacts { tile_cols: 512, tiles_across: 8, ..k };
+        assert_eq!(Plan::new(Limits::H200, &[q, narrow], 1).unwrap().tiles_across, 8);
         assert!(Plan::new(Limits::H200, &[q, WeightFacts { layout: Layout::Small, ..k }], 1).is_none());
         assert!(Plan::new(Limits::H200, &[], 1).is_none());
     }
