@@ -10,9 +10,9 @@ use std::time::Instant;
 use tch::{nn, Device, Kind, Tensor};
 
 use super::byte_buffer::{restore_bytes, BufferVersion};
-use crate::codec::{Buffers, DecodeTables, Layout, View, BUFFER_NAMES};
+use crate::codec::{Buffers, DecodeTables, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
-use crate::ops::cuda::{CheckedWeight, DeviceWeight};
+use crate::ops::cuda::{CheckedWeight, DeviceWeight, KernelLayout as Layout};
 use crate::ops::transformer::Launcher;
 use crate::ops::WeightRef;
 

@@ -8,8 +8,9 @@ use tch::{nn, Kind, Tensor};
 use super::byte_buffer::BufferVersion;
 use super::compressed::{CompressedWeight, DecodeCounters};
 use super::compressed_linear::CompressedLinear;
-use crate::codec::{CompressedTensor, Layout};
+use crate::codec::CompressedTensor;
 use crate::error::{Error, Result, TorchContext};
+use crate::ops::cuda::KernelLayout as Layout;
 use crate::ops::transformer::Launcher;
 use crate::ops::{cuda, gather_rows, ScratchElement};
 

@@ -10,8 +10,9 @@ use tch::{nn, Device, Kind, Tensor};
 use super::bias::Bias;
 use super::byte_buffer::BufferVersion;
 use super::compressed::{check_new, CompressedWeight, DecodeCounters};
-use crate::codec::{CompressedTensor, Layout};
+use crate::codec::CompressedTensor;
 use crate::error::{Error, Result, TorchContext};
+use crate::ops::cuda::KernelLayout as Layout;
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
 mod cuda;

@@ -21,8 +21,8 @@ pub use merged_linear::MergedLinear;
 
 use tch::Tensor;
 
-use crate::codec::Layout;
 use crate::error::{Error, Result};
+use crate::ops::cuda::KernelLayout as Layout;
 
 /// A linear layer, `y = x W^T + bias`, with its weight dense or compressed.
 #[derive(Debug)]

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use tch::Kind;
 
-use crate::codec::Layout;
 use crate::cuda::EventTimer;
 use crate::error::Result;
-use crate::ops::cuda::MOST_ROWS;
+use crate::ops::cuda::{KernelLayout as Layout, MOST_ROWS};
 use crate::ops::transformer::Launcher;
 
 /// Before it was measured.

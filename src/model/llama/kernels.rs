@@ -5,11 +5,11 @@ use std::collections::HashSet;
 
 use super::layer::Layer;
 use super::Llama;
-use crate::codec::Layout;
 use crate::cuda::Device;
 use crate::error::Result;
 use crate::nn::Linear;
 use crate::ops;
+use crate::ops::cuda::KernelLayout as Layout;
 use crate::ops::transformer::takes_head;
 
 impl Llama {

@@ -5,10 +5,10 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::launch::{kernel, Element, Limits, Rows};
+use super::layout::KernelLayout as Layout;
 use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
-use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Launch, Source};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;

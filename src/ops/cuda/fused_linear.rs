@@ -4,10 +4,10 @@ use tch::{Kind, Tensor};
 
 use super::activations::{pieces, with_activations, Activations};
 use super::launch::{kernel, Element, Limits, Rows};
+use super::layout::KernelLayout as Layout;
 use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
-use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Launch, Source};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;

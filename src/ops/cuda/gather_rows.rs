@@ -4,9 +4,9 @@ use tch::{Kind, Tensor};
 
 use super::decode_to_scratch::{too_many_tables, DecodePlan};
 use super::launch::{kernel, Element, Limits, Rows};
+use super::layout::KernelLayout as Layout;
 use super::sources::sources_of;
 use super::weight::{number, DeviceWeight, Weight};
-use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Source};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;

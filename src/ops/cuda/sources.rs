@@ -6,7 +6,7 @@ use super::decode_to_scratch::decode_source;
 use super::fused_linear::fused_sources;
 use super::gather_rows::gather_rows_source;
 use super::launch::Element;
-use crate::codec::Layout;
+use super::layout::KernelLayout as Layout;
 use crate::cuda::{kernels, Source};
 use crate::error::Result;
 

@@ -1,12 +1,12 @@
 //! Decode tables as the kernels read them: one entry of 32 bits a slot. The layout is that of `csrc/kernels/rans.cuh`.
 
-use crate::codec::Layout;
+use super::layout::KernelLayout as Layout;
 use crate::error::{Error, Result};
 use crate::rans::FrequencyTable;
 
 /// Bytes of one table.
 pub(super) fn table_bytes(layout: Layout) -> usize {
-    4 << layout.scale_bits()
+    4 << layout.codec().scale_bits()
 }
 
 /// The entries of `tables`, one table after the other. `subject` is the tensor path.
@@ -15,7 +15,7 @@ pub(super) fn table_bytes(layout: Layout) -> usize {
 /// `Unsupported` for a table whose frequencies the entries have no room for, or sum to something else than the kernels'
 /// shifts expect. The encoder writes none.
 pub(super) fn entries(tables: &[FrequencyTable], layout: Layout, subject: &str) -> Result<Vec<u32>> {
-    let mut entries = Vec::with_capacity(tables.len() << layout.scale_bits());
+    let mut entries = Vec::with_capacity(tables.len() << layout.codec().scale_bits());
     for table in tables {
         check(table, layout, subject)?;
         let symbols = table.symbol_of_slot();
@@ -38,7 +38,7 @@ fn spread_classes(symbol: u8) -> u32 {
 }
 
 fn check(table: &FrequencyTable, layout: Layout, subject: &str) -> Result<()> {
-    let (bits, cap) = (layout.scale_bits(), u32::from(layout.frequency_cap()));
+    let (bits, cap) = (layout.codec().scale_bits(), u32::from(layout.codec().frequency_cap()));
     if table.scale_bits() != bits {
         return Err(Error::unsupported(
             subject,
@@ -63,6 +63,7 @@ fn check(table: &FrequencyTable, layout: Layout, subject: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Classes;
     use crate::rans::decoder::LaneDecoder;
     use crate::rans::encoder::LaneEncoder;
     use crate::rans::{STATE_LOWER_BOUND, WORD_BITS};
@@ -70,7 +71,7 @@ mod tests {
 
     /// What `Lane::pop` of `rans.cuh` does, instruction by instruction.
     fn pop(state: &mut u32, words: &mut &[u16], entries: &[u32], layout: Layout) -> u32 {
-        let bits = layout.scale_bits();
+        let bits = layout.codec().scale_bits();
         let entry = entries[(*state & ((1 << bits) - 1)) as usize];
         let (frequency, bias) = match layout {
             Layout::Fast => (entry >> 23, entry.wrapping_mul(65536) >> 23),
@@ -95,7 +96,8 @@ mod tests {
     fn check_against_the_reference(symbols: &[u8], layout: Layout) {
         let mut counts = [0u64; 256];
         symbols.iter().for_each(|&symbol| counts[usize::from(symbol)] += 1);
-        let table = FrequencyTable::from_counts(&counts, layout.scale_bits(), layout.frequency_cap());
+        let codec = layout.codec();
+        let table = FrequencyTable::from_counts(&counts, codec.scale_bits(), codec.frequency_cap());
         let mut encoder = LaneEncoder::new();
         symbols.iter().rev().for_each(|&symbol| encoder.push(symbol, &table));
         let (first, words) = encoder.finish();
@@ -111,7 +113,7 @@ mod tests {
                 Layout::Small => assert_eq!(entry & 0xFF, u32::from(symbol)),
                 Layout::Fast => {
                     for raw_bits in 0..=8 {
-                        let half = |index| layout.symbol_half(symbol, index, raw_bits);
+                        let half = |index| Classes::new(codec, raw_bits, 0).symbol_half(symbol, index);
                         let wanted = [half(0) | half(1) << 16, half(2) | half(3) << 16];
                         assert_eq!(
                             registers(entry, raw_bits),

@@ -2,8 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::layout::KernelLayout;
 use super::tables::{entries, table_bytes};
-use crate::codec::{Layout, Predictor, View};
+use crate::codec::{Predictor, View};
 use crate::error::{Error, Result, TorchContext};
 use crate::tile::{GROUP_COLS, LANE_WEIGHTS, STRIPE_ROWS};
 
@@ -37,7 +38,7 @@ const _: () = assert!(size_of::<Weight>() == 72);
 /// The numbers of a weight that launches are planned by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WeightFacts {
-    pub(super) layout: Layout,
+    pub(super) layout: KernelLayout,
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) tile_rows: usize,
@@ -80,11 +81,12 @@ pub(crate) struct CheckedWeight {
 impl CheckedWeight {
     /// Checks everything that the kernels rely on: the checksum, the scales, the tables and the sections of every tile.
     pub(crate) fn of(view: &View) -> Result<Self> {
+        let layout = KernelLayout::of(view)?;
         view.verify_checksum()?;
         let scale_count = view.scales()?.len();
         let (header, subject) = (&view.header, view.subject());
         let grid = header.grid;
-        let mut entries = entries(&view.frequency_tables()?, header.layout, subject)?;
+        let mut entries = entries(&view.frequency_tables()?, layout, subject)?;
         if entries.is_empty() {
             entries.resize(1 << header.layout.scale_bits(), 0);
         }
@@ -96,7 +98,7 @@ impl CheckedWeight {
         }
         let tiles = TileSurvey::of(view)?;
         let facts = WeightFacts {
-            layout: header.layout,
+            layout,
             rows: grid.rows(),
             cols: grid.cols(),
             tile_rows: grid.tile_rows(),
@@ -206,8 +208,8 @@ impl DeviceWeight {
             table_count: facts.table_count as u32,
             scale_stride: u32::from(has_row_scales),
             layout: match facts.layout {
-                Layout::Fast => 0,
-                Layout::Small => 1,
+                KernelLayout::Fast => 0,
+                KernelLayout::Small => 1,
             },
             tile_count: number(&subject, facts.tile_count())?,
         };
@@ -235,7 +237,7 @@ impl DeviceWeight {
     }
 
     /// What the time of its decoding depends on, as far as it is known: layout and mean raw bits.
-    pub(crate) fn profile(&self) -> (Layout, usize) {
+    pub(crate) fn profile(&self) -> (KernelLayout, usize) {
         (self.facts.layout, self.facts.quarter_raw_bits)
     }
 }
@@ -266,7 +268,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::codec::{encode, Buffers, EncodeOptions, SourceDtype};
+    use crate::codec::{encode, Buffers, EncodeOptions, Layout, SourceDtype};
 
     fn encoded(shape: [usize; 2], layout: Layout, values: impl Fn(usize) -> i16) -> Buffers {
         let values: Vec<i16> = (0..shape[0] * shape[1]).map(values).collect();
