@@ -1,5 +1,6 @@
 //! A tch matrix to compressed buffers and back, in its own dtype.
 
+use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -218,16 +219,15 @@ fn dequantized(view: &View) -> Result<Tensor> {
 fn floats(view: &View) -> Result<Tensor> {
     let halves = decode_bits(view, None)?;
     let kind = view.header.layout.half_kind();
-    let flat = match (view.header.dtype, kind.as_bf16(&halves), kind.as_fp16(&halves)) {
-        (SourceDtype::BF16, Some(weights), _) => Tensor::f_from_slice(weights),
-        (SourceDtype::F16, _, Some(weights)) => Tensor::f_from_slice(weights),
-        _ => {
-            let mut weights = zeros::<f32>(halves.len(), view.subject())?;
-            kind.weights(&halves, 1.0, &mut weights);
-            Tensor::f_from_slice(&weights)
-        }
-    };
-    flat.about(view.subject())
+    if view.header.dtype == SourceDtype::F32 {
+        let mut weights = zeros::<f32>(halves.len(), view.subject())?;
+        kind.weights(&halves, 1.0, &mut weights);
+        return Tensor::f_from_slice(&weights).about(view.subject());
+    }
+    // tch takes a slice of bf16 for one of FP16: the dtype is set afterwards.
+    Tensor::f_from_slice(halves.reinterpret_cast::<f16>())
+        .and_then(|flat| flat.f_view_dtype(view.header.dtype.kind()))
+        .about(view.subject())
 }
 
 /// A float matrix in FP32, with the dtype it came in.
