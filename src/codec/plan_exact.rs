@@ -14,6 +14,8 @@ use crate::tile::TileGrid;
 const ESCAPE_BITS: f64 = 32.0;
 /// Most tables of a tensor: a GPU keeps 16 KB of each in the memory of each multiprocessor.
 const MOST_TABLES: usize = 4;
+/// Bits a weight of the whole tensor that a further table must save, whatever it takes itself: it costs a GPU room for warps.
+const TABLE_MUST_SAVE: f64 = 0.005;
 /// How finely tiles are sorted by their mean exponent before neighbours are merged into tables.
 const BINS: usize = 16;
 
@@ -32,7 +34,8 @@ pub(super) fn plan_exact(values: &[i16], grid: &TileGrid, layout: Layout) -> Pla
     let bins: Vec<&[usize]> = order.chunks(order.len().div_ceil(BINS).max(1)).collect();
     let of_bin = |bin: &&[usize]| bin.iter().fold([0; SYMBOLS], |sum, &tile| add(sum, &counts[tile]));
     let cost = |counts: &ExponentCounts| expected_bits(counts, layout);
-    let groups = merge_neighbours(bins.iter().map(of_bin).collect(), cost, MOST_TABLES, TABLE_BITS);
+    let least_saving = TABLE_BITS.max(TABLE_MUST_SAVE * values.len() as f64);
+    let groups = merge_neighbours(bins.iter().map(of_bin).collect(), cost, MOST_TABLES, least_saving);
     let choice = TileChoice { predictor: Predictor::None, raw_magnitude_bits: mantissa_bits, table: 0 };
     let mut plan = Plan { tables: Vec::new(), choices: vec![choice; counts.len()] };
     let mut bins = bins.into_iter();
