@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{bail, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 use codecllm::checkpoint::{self, CompressReport, Target};
 use serde::Serialize;
@@ -69,7 +69,9 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let layout = match (target, args.selection.layout) {
         (Target::Lossless, None) => "exact",
         (Target::Lossless, Some(_)) => {
-            bail!("--layout: is of grids, a lossless model has layouts of its own")
+            let message = "--layout is of grids, --preset lossless has layouts of its own\n";
+            // Bad arguments, like those that the parser finds by itself.
+            clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message).exit()
         }
         (_, layout) => layout.unwrap_or_default().name(),
     };

@@ -15,7 +15,7 @@ Examples:
   codecllm stats MODEL_DIR --layout small --include '*.mlp.*'
 
 The first table has one line a matrix, with its size and error at int8; the second has what each choice gives over all of
-them: the entropy is that of the grid, of lossless that of the exponents and all other bits. Nothing is written.";
+them. Nothing is written.";
 
 /// Show what each choice would make of a model, before anything is written
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,7 @@ fn text(measured: &Measured<StatsReport>) -> String {
     report.tensors.iter().for_each(|tensor| {
         tensors.add_row(tensor_row(tensor));
     });
-    let mut curve = table(&["choice", "bits/weight", "entropy", "SNR"]);
+    let mut curve = table(&["choice", "bits/weight", "grid entropy", "exponent entropy + raw bits", "SNR"]);
     report.curve.iter().for_each(|point| {
         curve.add_row(curve_row(point));
     });
@@ -66,14 +66,16 @@ fn tensor_row(tensor: &StatsTensor) -> [String; 7] {
     ]
 }
 
-fn curve_row(point: &CurvePoint) -> [String; 4] {
+fn curve_row(point: &CurvePoint) -> [String; 5] {
     [
         point.choice.clone(),
         format!("{:.3}", point.bits_per_weight),
-        point
-            .grid_entropy_bits
-            .or(point.exponent_entropy_and_raw_bits)
-            .map_or_else(|| "-".to_owned(), |bits| format!("{bits:.3}")),
+        entropy(point.grid_entropy_bits),
+        entropy(point.exponent_entropy_and_raw_bits),
         decibels(point.snr_db),
     ]
+}
+
+fn entropy(bits: Option<f64>) -> String {
+    bits.map_or_else(|| "-".to_owned(), |bits| format!("{bits:.3}"))
 }

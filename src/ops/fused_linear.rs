@@ -263,3 +263,52 @@ unsafe fn both_portable<const BF16: bool>(fragments: &Fragments, x: &[f32], sums
         accumulate_portable(&floats, x, sums);
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::codec::Level;
+
+    fn noise(n: usize) -> u32 {
+        ((n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
+    }
+
+    /// Finite halves, small enough that no sum overflows: the exponent's top bit is off.
+    fn fragments() -> Fragments {
+        let mut fragments = Fragments::zero();
+        for (register, lanes) in fragments.0.iter_mut().enumerate() {
+            for (lane, pair) in lanes.iter_mut().enumerate() {
+                *pair = noise(32 * register + lane) & 0xBFFF_BFFF;
+            }
+        }
+        fragments
+    }
+
+    fn sums_of(multiply: Multiply, x: &[f32]) -> [Vec<u32>; 2] {
+        let mut sums = [StripeSums([[0.0; HALF_SUMS]; 2]), StripeSums([[0.0; HALF_SUMS]; 2])];
+        let mut floats = GroupFloats([[0.0; HALF_SUMS]; LANE_REGISTERS]);
+        // SAFETY: the level is one that this processor has.
+        unsafe {
+            (multiply.widen_and_accumulate)(&fragments(), x, &mut sums[0]);
+            (multiply.widen)(&fragments(), &mut floats);
+            (multiply.accumulate)(&floats, x, &mut sums[1]);
+        }
+        sums.map(|sums| sums.0.iter().flatten().map(|sum| sum.to_bits()).collect())
+    }
+
+    fn check<const BF16: bool>() {
+        let x: Vec<f32> = (0..GROUP_COLS).map(|n| noise(n) as f32 / 4e9 - 0.5).collect();
+        let wanted = sums_of(Multiply::portable::<BF16>(), &x);
+        assert_eq!(wanted[0], wanted[1]);
+        assert!(wanted[0].iter().all(|&sum| f32::from_bits(sum).is_finite() && sum != 0));
+        for multiply in Level::available().into_iter().filter_map(x86::of_level::<BF16>) {
+            assert_eq!(sums_of(multiply, &x), wanted);
+        }
+    }
+
+    #[test]
+    fn every_level_sums_to_the_same_bits() {
+        check::<false>();
+        check::<true>();
+    }
+}

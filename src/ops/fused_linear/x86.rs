@@ -21,7 +21,12 @@ pub(super) fn detect(kind: HalfKind) -> Option<Multiply> {
 }
 
 fn detect_for<const BF16: bool>() -> Option<Multiply> {
-    match Level::detect() {
+    of_level::<BF16>(Level::detect())
+}
+
+/// The loops of `level`, which this processor must have.
+pub(super) fn of_level<const BF16: bool>(level: Level) -> Option<Multiply> {
+    match level {
         Level::Avx512 => Some(Multiply {
             widen: widen_avx512::<BF16>,
             accumulate: accumulate_avx512,
