@@ -355,7 +355,7 @@ fn tables_are_few_and_any_thread_count_gives_the_same_bytes() {
     // Every band of rows has an exponent of its own.
     let mut rng = StdRng::seed_from_u64(3);
     let halves: Vec<u16> = (0..1024 * 1024)
-        .map(|n| bits_of(Layout::ExactBf16, bell(&mut rng) * f32::powi(2.0, -((n / 16384 % 50) as i32))))
+        .map(|n| bits_of(Layout::ExactBf16, bell(&mut rng) * f32::powi(2.0, -(n / 16384 % 50))))
         .collect();
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use codecllm::checkpoint::{
     compress, decompress, stats, verify, CompressOptions, CompressReport, Reader, Target, Writer,
 };
+use codecllm::codec::{CompressedTensor, EncodeOptions, TensorStats};
 use codecllm::model::LogitsOf;
 use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
 use half::{bf16, f16};
@@ -224,4 +225,46 @@ fn stats_foretell_the_size() {
     let bits = report.tensors.iter().map(|t| t.stats.bits_per_weight * t.stats.weights as f64).sum::<f64>()
         / foretold.weights as f64;
     assert!((lossless.bits_per_weight - bits).abs() < 0.05, "{} {bits}", lossless.bits_per_weight);
+}
+
+/// Every matrix of a million weights or more of the models that are there.
+fn large_matrices() -> Vec<(String, Tensor)> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/models");
+    let mut matrices = Vec::new();
+    for name in ["stories15M", "SmolLM2-135M-Instruct", "whisper-base-matrices"] {
+        if !models.join(name).join("model.safetensors").exists() {
+            eprintln!("SKIPPED: {name} is absent; scripts/fetch_*.sh make it");
+            continue;
+        }
+        let reader = Reader::open(models.join(name)).unwrap();
+        let large = |path: &&str| {
+            reader.info(path).is_some_and(|info| {
+                info.shape.len() == 2 && info.shape.iter().product::<usize>() >= 1_000_000
+            })
+        };
+        matrices
+            .extend(reader.names().filter(large).map(|path| (path.to_owned(), reader.read(path).unwrap())));
+    }
+    matrices
+}
+
+/// What docs/quality.md says of unquantized matrices: run with `--nocapture` to see the figures.
+#[test]
+fn large_matrices_come_close_to_the_entropy_of_their_exponents() {
+    let matrices = large_matrices();
+    for (kind, most_bits) in [(Kind::BFloat16, 10.75), (Kind::Half, 13.75)] {
+        let stats_of = |(path, matrix): &(String, Tensor)| {
+            let options = EncodeOptions { row_access: path.contains("embed"), ..EncodeOptions::default() };
+            *CompressedTensor::compress_exact(path, &matrix.to_kind(kind), options).unwrap().stats()
+        };
+        let stats: Vec<_> = matrices.iter().map(stats_of).collect();
+        let mut bits: Vec<f64> = stats.iter().map(|stats| stats.bits_per_weight).collect();
+        let over = |s: &TensorStats| s.bits_per_weight - s.exponent_entropy_and_raw_bits.unwrap();
+        let worst = stats.iter().map(over).fold(0.0, f64::max);
+        bits.sort_by(f64::total_cmp);
+        let Some(median) = bits.get(bits.len() / 2) else { continue };
+        println!("{kind:?}: {} matrices, median {median:.3}, {:.3} to {:.3} bits a weight, at most {worst:.3} over",
+            bits.len(), bits[0], bits[bits.len() - 1]);
+        assert!(*median <= most_bits && worst <= 0.15, "{kind:?}: median {median}, worst {worst} over");
+    }
 }

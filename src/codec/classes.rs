@@ -102,7 +102,7 @@ mod tests {
         {
             let classes = Classes::new(layout, raw, 9);
             let field = layout.raw_field(raw);
-            let raw_mask = (1 << field.magnitude_bits) - 1 | if field.signed { 0x8000 } else { 0 };
+            let raw_mask = ((1 << field.magnitude_bits) - 1) | if field.signed { 0x8000 } else { 0 };
             let mut held = 0;
             for half in (0..=0xFFFF).filter(|&half| classes.hold(half)) {
                 held += 1;

@@ -38,7 +38,7 @@ impl TileShape {
     /// A tile costs about 110 bytes of states, lane lengths and header whatever it holds: 0.06 bit a weight at
     /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once. The width depends on
     /// the columns alone: matrices that read the same input (q, k and v) can share a launch on a GPU. Where single rows
-    /// are looked up (`row_access`, an embedding) a tile is one stripe high; of floats as many as hold 8192 weights, since what a
+    /// are looked up (`row_access`, an embedding) a tile is one stripe high; of floats as many as hold more than 8192 weights, since what a
     /// tile costs is most of what they take over their entropy.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let target = match layout {
@@ -53,7 +53,7 @@ impl TileShape {
         let stripes = match row_access {
             _ if pieces > 1 => 1,
             true if layout.is_grid() => 1,
-            true => (target / 2).div_ceil(stripe),
+            true => (target / 2 + 1).div_ceil(stripe),
             false => ((target + stripe / 2) / stripe).max(1),
         };
         let most = (MAX_TILE_CELLS / stripe).max(1);
