@@ -137,7 +137,7 @@ impl<'a> View<'a> {
         Ok(tables)
     }
 
-    /// The frequencies of [`Self::tables`].
+    /// The frequencies of every table.
     pub fn frequency_tables(&self) -> Result<Vec<FrequencyTable>> {
         Ok(self.tables()?.into_iter().map(|table| table.frequencies).collect())
     }
