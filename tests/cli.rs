@@ -31,6 +31,8 @@ fn bad_arguments_exit_with_2() {
         ("compress m -o out --bits 9", "2.5 to 8.5"),
         ("compress m -o out --bits NaN", "2.5 to 8.5"),
         ("compress m -o out --layout tiny", "tiny"),
+        ("compress m -o out --preset lossless --layout small", "--layout"),
+        ("compress m -o out --preset lossless --bits 5", "--bits"),
         ("compress m -o out --threads 0", "--threads"),
         ("generate m", "--prompt"),
         ("generate m --prompt p --temperature=-1", "0 or more"),
@@ -307,6 +309,37 @@ fn text_is_streamed_as_it_is_in_json_and_depends_on_the_seed_alone() {
     // "user: p\n" is 8 bytes, "p" one.
     assert_eq!(generate(&["--json"]).json()["prompt_tokens"], 8);
     assert_eq!(generate(&["--json", "--raw"]).json()["prompt_tokens"], 1);
+}
+
+#[test]
+fn a_lossless_model_says_what_was_coded_and_why_not_the_rest() {
+    let fixture = Fixture::new();
+    let (model, out) = (fixture.model(), fixture.path("out"));
+    // Make one matrix exactly BF16: its upper halves stay.
+    for at in 0..40 * 24 {
+        for byte in [0, 1] {
+            patch(&fixture.tiny.dir(), UP, 4 * at + byte, |_| 0);
+        }
+    }
+    let report = run(&["compress", &model, "-o", &out, "--preset", "lossless", "--json"]).json();
+    assert_eq!((&report["choice"], &report["layout"]), (&json!("lossless"), &json!("exact")));
+    assert_eq!(report["tensors"][0]["tensor_path"], UP);
+    assert_eq!(report["tensors"][0]["layout"], "exact_bf16");
+    assert_eq!((&report["grid_entropy_bits"], &report["max_error"]), (&Value::Null, &json!(0.0)));
+    assert!(report["exponent_entropy_and_raw_bits"].as_f64().unwrap() > 8.0);
+    assert_eq!(report["uncoded"].as_array().unwrap().len(), 14);
+    let text = run(&["compress", &model, "-o", &fixture.path("again"), "--preset", "lossless"]).stdout;
+    for wanted in
+        ["1 compressed", "exact", "which neither BF16 nor FP16 holds", "11 more (--json lists them)"]
+    {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    assert_eq!(run(&["verify", &out, "--against", &model, "--json"]).json()["ok"], true);
+    let inspect = run(&["inspect", &out]).stdout;
+    assert!(inspect.contains("exact_bf16"), "{inspect}");
+    let generate =
+        |dir: &str| run(&["generate", dir, "--prompt", "p", "--max-new-tokens", "8", "--json"]).json();
+    assert_eq!(generate(&out)["token_ids"], generate(&model)["token_ids"]);
 }
 
 #[test]

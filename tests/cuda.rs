@@ -2,6 +2,8 @@
 
 #[path = "cuda/decode_step.rs"]
 mod decode_step;
+#[path = "cuda/exact.rs"]
+mod exact;
 #[path = "cuda/ops.rs"]
 mod ops;
 mod tiny_llama;

@@ -18,8 +18,14 @@ fn constants_agree() {
     says(&format!("`tiles`: {TILE_HEADER_BYTES} bytes a tile"));
     says(&format!("is at most {MAX_TILE_CELLS} |"));
     says(&format!("stripes of {STRIPE_ROWS} rows, a stripe has groups of {GROUP_COLS} columns"));
-    let [fast, small] = [Layout::Fast, Layout::Small].map(Layout::max_raw_magnitude_bits);
+    let [fast, small] = [Layout::Fast, Layout::Small].map(|layout| *layout.raw_magnitude_bits(true).end());
     says(&format!("`r` is at most {fast} in `fast`, {small} in `small`"));
+    for (code, layout) in Layout::ALL.into_iter().enumerate() {
+        says(&format!("{code} `{}`", layout.name()));
+    }
+    let [bf16, fp16] =
+        [Layout::ExactBf16, Layout::ExactFp16].map(|layout| *layout.raw_magnitude_bits(true).start());
+    says(&format!("({bf16} in `exact_bf16`, {fp16} in"));
 }
 
 #[test]

@@ -1,15 +1,16 @@
-// x as the fused linears read it: rows of FP16, with zeros up to a whole group. One block a row.
+// x as the fused linears read it: rows of FP16, or of BF16 for weights of that type, with zeros up to a whole group. One block a row.
 //
 // FP32 and BF16 reach further than FP16: a row is divided by the power of two that brings its largest magnitude to 2^14 or above,
 // below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest. An FP32 row becomes
-// two, of 11 bits of each element's mantissa: the tensor cores take both at once.
+// two, of 11 bits of each element's mantissa: the tensor cores take both at once. BF16 reaches as far as FP32, so nothing is divided
+// by then; FP16 and FP32 rows become two, of 8 bits of each mantissa.
 #include "element.cuh"
 
 // Mirrors `Arguments` of src/ops/cuda/activations.rs.
 struct Arguments {
     const void* x;    // rows of `x_stride` elements
     u16* out;         // rows of `padded_cols` elements, PIECES for each of x
-    int* exponents;   // null for FP16
+    int* exponents;   // null where nothing is divided
     u64 x_stride;
     u32 cols, padded_cols;
 };
@@ -51,24 +52,28 @@ __device__ __forceinline__ int row_exponent(const typename E::Type* x, u32 cols)
     return most == 0 ? 0 : exponent_of(most) - LARGEST_EXPONENT;
 }
 
-// The second piece of an element counts for 2^-11 of the first: what an FP16 leaves of an FP32 fits another.
-constexpr float SECOND_PIECE = 2048.0f;
+// The second piece of an element in FP16 counts for 2^-11 of the first: what an FP16 leaves of an FP32 fits another. BF16 needs no
+// such help. `Activations::second` of src/ops/cuda/activations.rs says the same.
+template <class Half>
+constexpr float SECOND_PIECE = 1.0f;
+template <>
+constexpr float SECOND_PIECE<Fp16> = 2048.0f;
 
-template <class E, bool SCALED, int PIECES, int COUNT>
+template <class E, class Half, bool SCALED, int PIECES, int COUNT>
 __device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u16* out) {
     const int exponent = SCALED ? row_exponent<E, COUNT>(x, arguments.cols) : 0;
     if (SCALED && threadIdx.x == 0) arguments.exponents[blockIdx.x] = exponent;
     for (u32 col = COUNT * threadIdx.x; col < arguments.padded_cols; col += COUNT * blockDim.x) {
-        Pack<Fp16, COUNT> halves = Pack<Fp16, COUNT>::zero(), rests = halves;
+        Pack<Half, COUNT> halves = Pack<Half, COUNT>::zero(), rests = halves;
         if (col < arguments.cols) {
             const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
-                if constexpr (SCALED) {
-                    const float value = ldexpf(pack[i], -exponent);
+                if constexpr (SCALED || PIECES == 2) {
+                    const float value = SCALED ? ldexpf(pack[i], -exponent) : pack[i];
                     halves.set(i, value);
                     // What is not finite has no rest.
-                    if (fabsf(value) < 65536.0f) rests.set(i, (value - halves[i]) * SECOND_PIECE);
+                    if (fabsf(halves[i]) < __uint_as_float(INFINITE_BITS)) rests.set(i, (value - halves[i]) * SECOND_PIECE<Half>);
                 } else {
                     halves.elements[i] = pack.elements[i];
                 }
@@ -79,7 +84,7 @@ __device__ __forceinline__ void bring_row(const Arguments& arguments, const type
     }
 }
 
-template <class E, bool SCALED, int PIECES>
+template <class E, class Half, bool SCALED, int PIECES>
 __device__ __forceinline__ void activations(const Arguments& arguments) {
     overlap_trigger();
     overlap_wait();
@@ -88,17 +93,20 @@ __device__ __forceinline__ void activations(const Arguments& arguments) {
     u16* out = arguments.out + u64(row) * PIECES * arguments.padded_cols;
     // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
     if (arguments.cols % 8 == 0 && aligned(x)) {
-        bring_row<E, SCALED, PIECES, 8>(arguments, x, out);
+        bring_row<E, Half, SCALED, PIECES, 8>(arguments, x, out);
     } else {
-        bring_row<E, SCALED, PIECES, 1>(arguments, x, out);
+        bring_row<E, Half, SCALED, PIECES, 1>(arguments, x, out);
     }
 }
 
-#define ACTIVATIONS(NAME, E, SCALED, PIECES)                                                                         \
+#define ACTIVATIONS(NAME, E, HALF, SCALED, PIECES)                                                             \
     extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Arguments arguments) { \
-        activations<E, SCALED, PIECES>(arguments);                                                             \
+        activations<E, HALF, SCALED, PIECES>(arguments);                                                       \
     }
 
-ACTIVATIONS(activations_f32, Fp32, true, 2)
-ACTIVATIONS(activations_f16, Fp16, false, 1)
-ACTIVATIONS(activations_bf16, Bf16, true, 1)
+ACTIVATIONS(activations_f32, Fp32, Fp16, true, 2)
+ACTIVATIONS(activations_f16, Fp16, Fp16, false, 1)
+ACTIVATIONS(activations_bf16, Bf16, Fp16, true, 1)
+ACTIVATIONS(activations_f32_to_bf16, Fp32, Bf16, false, 2)
+ACTIVATIONS(activations_f16_to_bf16, Fp16, Bf16, false, 2)
+ACTIVATIONS(activations_bf16_to_bf16, Bf16, Bf16, false, 1)

@@ -101,6 +101,15 @@ __device__ __forceinline__ void copy_tables(const Weight& weight, u32 bytes, u32
     for (u32 at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) copy_async(shared + at, entries + at);
 }
 
+// The table of a tile, whose weight's first lies at `tables`.
+template <u32 LAYOUT>
+__device__ __forceinline__ Table table_of(const Weight& weight, const Tile& tile, u32 tables) {
+    const u32 index = tile.has_symbols() ? tile.table : 0;
+    Table table = {tables + index * (4u << scale_bits(LAYOUT)), 0};
+    if constexpr (!is_grid(LAYOUT)) table.exponent_offset = __ldg(weight.entries + (weight.table_count << scale_bits(LAYOUT)) + index);
+    return table;
+}
+
 // Copies a weight's decode tables, `bytes` of them, into shared memory. The block must synchronize before it uses them.
 __device__ __forceinline__ void load_tables(const Weight& weight, u32 bytes, u8* shared) {
     for (u32 at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) {
@@ -110,14 +119,14 @@ __device__ __forceinline__ void load_tables(const Weight& weight, u32 bytes, u8*
 
 // Decodes the groups of a stripe from `group` on, one weight at a time. `first`: that is the tile's first.
 template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane& lane, bool first, u32 table_address, u32 stripe,
+__device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane& lane, bool first, const Table& table, u32 stripe,
                                                           u32 group, const u8* raw, u32 lane_index, Sink& sink) {
     if (first) start_lane(lane);
     sink.begin_groups();
 #pragma unroll 1
     for (; group < tile.groups_across(); group++) {
-        const AnyGroup any = {group_of(tile, stripe, group), LAYOUT, tile.raw_bits, tile.has_symbols(),
-                              tile.raw_signed(LAYOUT), table_address, raw};
+        const AnyGroup<LAYOUT> any = {group_of(tile, stripe, group), tile.raw_bits, tile.has_symbols(), tile.raw_signed(LAYOUT),
+                                      table, raw};
         u32 all[LANE_REGISTERS];
         // A copy, so that only it lives in memory and not the lane of the fast loop.
         Lane copy = lane;
@@ -145,7 +154,7 @@ __device__ __forceinline__ const u8* decode_groups_slowly(const Tile& tile, Lane
 // step(step, registers) and end_group(), called in order; groups follow each other from the tile's first. Sink::ASKS_EARLY: what
 // is asked of the memory for the next group is asked before this one is decoded.
 template <u32 LAYOUT, u32 R, class Sink>
-__device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, u32 table_address, const u8* raw,
+__device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, const Table& table, const u8* raw,
                                                         u32 count, u32 lane_index, Sink& sink) {
     typedef GroupDecoder<LAYOUT, R> Decoder;
     typedef typename Decoder::Raw Raw;
@@ -166,7 +175,7 @@ __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, 
         for (u32 step = 0; step < 4; step++) {
             u32 registers[4];
             sink.before_step(step);
-            Decoder::step(lane, table_address, own, step, registers);
+            Decoder::step(lane, table, own, step, registers);
             sink.step(step, registers);
         }
         sink.end_group();
@@ -176,11 +185,13 @@ __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, 
 }
 
 template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, bool first, u32 table_address,
+__device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& lane, bool first, const Table& table,
                                                            const u8* raw, u32 count, u32 lane_index, Sink& sink) {
 #define CASE(R) \
-    case R: return decode_full_groups<LAYOUT, R>(lane, first, table_address, raw, count, lane_index, sink)
-    if constexpr (LAYOUT == SMALL) {
+    case R: return decode_full_groups<LAYOUT, R>(lane, first, table, raw, count, lane_index, sink)
+    if constexpr (!is_grid(LAYOUT)) {
+        return decode_full_groups<LAYOUT, mantissa_bits(LAYOUT)>(lane, first, table, raw, count, lane_index, sink);
+    } else if constexpr (LAYOUT == SMALL) {
         switch (raw_bits) {
             CASE(0);
             CASE(1);
@@ -205,13 +216,13 @@ __device__ __forceinline__ const u8* decode_full_groups_of(u32 raw_bits, Lane& l
 
 // Decodes one stripe. `raw` is where its raw bits begin; returns where the next stripe's do.
 template <u32 LAYOUT, class Sink>
-__device__ __forceinline__ const u8* decode_stripe(const Tile& tile, Lane& lane, u32 table_address, u32 stripe,
+__device__ __forceinline__ const u8* decode_stripe(const Tile& tile, Lane& lane, const Table& table, u32 stripe,
                                                    const u8* raw, u32 lane_index, Sink& sink) {
     const bool whole_rows = tile.rows >= (stripe + 1) * STRIPE_ROWS;
     const u32 full = whole_rows && tile.has_symbols() ? tile.cols / GROUP_COLS : 0;
     if (full > 0) {
-        raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, lane, stripe == 0, table_address, raw, full, lane_index, sink);
+        raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, lane, stripe == 0, table, raw, full, lane_index, sink);
     }
     if (full == tile.groups_across()) return raw;
-    return decode_groups_slowly<LAYOUT>(tile, lane, stripe == 0 && full == 0, table_address, stripe, full, raw, lane_index, sink);
+    return decode_groups_slowly<LAYOUT>(tile, lane, stripe == 0 && full == 0, table, stripe, full, raw, lane_index, sink);
 }

@@ -19,7 +19,7 @@ __device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 inde
     OpenTile open;
     open.open(weight, tile, memory, lane);
     if (!open.sections.valid) return;
-    const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
+    const Table table = table_of<LAYOUT>(weight, tile, memory.tables);
     const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
     const u32 first_row = arguments.first_tile / weight.tiles_across * weight.tile_rows;
     const u64 stride = weight.cols;
@@ -29,28 +29,28 @@ __device__ __forceinline__ void decode_tile(const Arguments& arguments, u32 inde
 #pragma unroll 1
     for (u32 stripe = 0; stripe < tile.stripes(); stripe++) {
         Type* rows = out + u64(stripe) * STRIPE_ROWS * stride;
-        if (tile.left) {
+        if (is_grid(LAYOUT) && tile.left) {
             LeftSink<ELEMENT> sink = {tile, escapes, rows, stride, stripe, lane, 0};
             sink.scales[0].load(weight, tile.row + stripe * STRIPE_ROWS + lane / 4);
             sink.scales[1].load(weight, tile.row + stripe * STRIPE_ROWS + lane / 4 + 8);
-            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table, stripe, 0, raw, lane, sink);
             continue;
         }
-        RowMajorSink<ELEMENT, true> whole;
+        RowMajorSink<LAYOUT, ELEMENT, true> whole;
         whole.start(weight, tile, stripe, 0, rows, stride, lane);
         const bool whole_rows = tile.rows >= (stripe + 1) * STRIPE_ROWS && rows_are_aligned(rows, stride);
         const u32 full = whole_rows && tile.has_symbols() && whole.scales_are_easy() ? tile.cols / GROUP_COLS : 0;
         if (full > 0) {
-            raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, own, stripe == 0, table_address, raw, full, lane, whole);
+            raw = decode_full_groups_of<LAYOUT>(tile.raw_bits, own, stripe == 0, table, raw, full, lane, whole);
         }
         if (full < tile.groups_across()) {
-            RowMajorSink<ELEMENT, false> sink;
+            RowMajorSink<LAYOUT, ELEMENT, false> sink;
             sink.start(weight, tile, stripe, full, rows, stride, lane);
-            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0 && full == 0, table_address, stripe, full, raw, lane, sink);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0 && full == 0, table, stripe, full, raw, lane, sink);
         }
     }
     __syncwarp();
-    if (!tile.left) store_escapes<ELEMENT>(weight, tile, escapes, 0, tile.rows, out, stride, lane);
+    if (!tile.left) store_escapes<LAYOUT, ELEMENT>(weight, tile, escapes, 0, tile.rows, out, stride, lane);
 }
 
 // Shared memory: tables, the warps' words.

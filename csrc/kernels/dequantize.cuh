@@ -1,5 +1,5 @@
 // Registers of a group to rows of a dense matrix, bit for bit what src/ops/decode_to_scratch.rs gives: grid value times scale in
-// FP32, rounded to nearest even.
+// FP32, rounded to nearest even. Where there is no grid, the weight's bits, rounded only to another type.
 #pragma once
 #include "decode.cuh"
 
@@ -29,9 +29,65 @@ __device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
     return product;
 }
 
-// The low and the high weight of a register: a half read as FP16 is the grid value times 2^-24.
-__device__ __forceinline__ float low_value(u32 pair) { return half_to_float(u16(pair & 0xFFFF)) * 16777216.0f; }
-__device__ __forceinline__ float high_value(u32 pair) { return half_to_float(u16(pair >> 16)) * 16777216.0f; }
+constexpr u32 QUIET_NAN = 0x7FC00000;
+
+__device__ __forceinline__ bool is_nan(u32 bits) { return (bits & 0x7FFFFFFF) > 0x7F800000; }
+
+// An FP16 as FP32. The conversion of the hardware would lose a NaN's payload.
+__device__ __forceinline__ float widen_half(u16 half) {
+    if ((half & 0x7FFF) <= 0x7C00) return half_to_float(half);
+    return __uint_as_float((half & 0x8000u) << 16 | 0x7F800000 | (half & 0x3FFu) << 13);
+}
+
+// The weight of a half, but for the row's scale.
+template <u32 LAYOUT>
+__device__ __forceinline__ float value_of(u32 half) {
+    if constexpr (LAYOUT == EXACT_BF16) {
+        return bf16_to_float(u16(half));
+    } else if constexpr (LAYOUT == EXACT_FP16) {
+        return widen_half(u16(half));
+    } else {
+        // A half read as FP16 is the grid value times 2^-24.
+        return half_to_float(u16(half)) * 16777216.0f;
+    }
+}
+
+// As the CPU rounds: a NaN keeps what there is room for of its payload.
+template <u32 ELEMENT>
+__device__ __forceinline__ typename ElementOf<ELEMENT>::Type round_with_nan(float value) {
+    const u32 bits = __float_as_uint(value);
+    if (ELEMENT == F32 || !is_nan(bits)) return round_to<ELEMENT>(value);
+    if (ELEMENT == BF16) return bits >> 16 | 0x40;
+    return (bits >> 16 & 0x8000) | 0x7E00 | (bits >> 13 & 0x3FF);
+}
+
+// Whether a register's halves are elements already.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ constexpr bool is_native() {
+    return (LAYOUT == EXACT_BF16 && ELEMENT == BF16) || (LAYOUT == EXACT_FP16 && ELEMENT == F16);
+}
+
+// The weight of a half in a row of this scale, as an element.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ typename ElementOf<ELEMENT>::Type element_of(u32 half, float scale) {
+    if constexpr (is_native<LAYOUT, ELEMENT>()) {
+        return u16(half);
+    } else if constexpr (is_grid(LAYOUT)) {
+        return round_to<ELEMENT>(value_of<LAYOUT>(half) * scale);
+    } else {
+        return round_with_nan<ELEMENT>(value_of<LAYOUT>(half));
+    }
+}
+
+// The same of an escape.
+template <u32 LAYOUT, u32 ELEMENT>
+__device__ __forceinline__ typename ElementOf<ELEMENT>::Type escaped_element(int value, float scale) {
+    if constexpr (is_grid(LAYOUT)) {
+        return round_to<ELEMENT>(float(value) * scale);
+    } else {
+        return element_of<LAYOUT, ELEMENT>(u32(value) & 0xFFFF, scale);
+    }
+}
 
 // A row's scale, as FP32 and, where FP16 holds it exactly, as two halves of scale * 2^10.
 struct RowScale {
@@ -53,11 +109,12 @@ struct RowScale {
         return multiply_halves(multiply_halves(pair, TWO_TO_14), halves);
     }
 
-    template <u32 ELEMENT>
+    // The two weights of a register as elements of 16 bits.
+    template <u32 LAYOUT, u32 ELEMENT>
     __device__ __forceinline__ u32 packed(u32 pair) const {
-        if (ELEMENT == F16 && fits) return halves_of(pair);
-        const float low = low_value(pair) * scale, high = high_value(pair) * scale;
-        return u32(round_to<ELEMENT>(low)) | u32(round_to<ELEMENT>(high)) << 16;
+        if constexpr (is_native<LAYOUT, ELEMENT>()) return pair;
+        if (is_grid(LAYOUT) && ELEMENT == F16 && fits) return halves_of(pair);
+        return u32(element_of<LAYOUT, ELEMENT>(pair & 0xFFFF, scale)) | u32(element_of<LAYOUT, ELEMENT>(pair >> 16, scale)) << 16;
     }
 };
 
@@ -69,7 +126,7 @@ __device__ __forceinline__ bool rows_are_aligned(const Type* out, u64 stride) {
 
 // Stores the rows of one stripe in a row-major matrix. WHOLE: all groups are full, the rows aligned and the scales easy, so that
 // the loops over them, one for each number of raw bits, need no branches.
-template <u32 ELEMENT, bool WHOLE>
+template <u32 LAYOUT, u32 ELEMENT, bool WHOLE>
 struct RowMajorSink {
     typedef typename ElementOf<ELEMENT>::Type Type;
     Type* rows[2];  // this lane's two rows in the current group, at its first column
@@ -95,7 +152,7 @@ struct RowMajorSink {
 
     // Whether the products of all lanes' rows can be taken in the element's own type; for all lanes of the warp.
     __device__ __forceinline__ bool scales_are_easy() const {
-        return ELEMENT != F16 || __all_sync(~0u, scales[0].fits && scales[1].fits);
+        return ELEMENT != F16 || !is_grid(LAYOUT) || __all_sync(~0u, scales[0].fits && scales[1].fits);
     }
 
     // Measured: BF16 and FP32, which take more instructions to convert, are slower so.
@@ -130,8 +187,8 @@ struct RowMajorSink {
 
 private:
     __device__ __forceinline__ u32 pack(u32 half, u32 pair) const {
-        if (WHOLE && ELEMENT == F16) return scales[half].halves_of(pair);
-        return scales[half].template packed<ELEMENT>(pair);
+        if (WHOLE && ELEMENT == F16 && is_grid(LAYOUT)) return scales[half].halves_of(pair);
+        return scales[half].template packed<LAYOUT, ELEMENT>(pair);
     }
     __device__ __forceinline__ bool has_row(u32 half) const { return WHOLE || inside[half]; }
     __device__ __forceinline__ bool lane_is_whole() const { return WHOLE || (aligned && cols >= LANE_COLS); }
@@ -139,7 +196,8 @@ private:
     __device__ __forceinline__ void store4(u32 half, u32 step, u32 low, u32 high) {
         if (!has_row(half)) return;
         const float scale = scales[half].scale;
-        const float values[4] = {low_value(low) * scale, high_value(low) * scale, low_value(high) * scale, high_value(high) * scale};
+        const float values[4] = {element_of<LAYOUT, F32>(low & 0xFFFF, scale), element_of<LAYOUT, F32>(low >> 16, scale),
+                                 element_of<LAYOUT, F32>(high & 0xFFFF, scale), element_of<LAYOUT, F32>(high >> 16, scale)};
         Type* to = rows[half] + 4 * step;
         if (lane_is_whole()) {
             // Kept in the L2, where the four pieces of a lane's 64 bytes meet before they go to memory.
@@ -204,10 +262,10 @@ struct LeftSink {
 
     __device__ __noinline__ void end_group() {
         short left[2] = {0, 0};
-        // Registers run through the 16 columns of both rows: see AnyGroup.
+        // Registers run through the 16 columns of both rows: see `weight_row`.
         for (u32 n = 0; n < LANE_WEIGHTS; n++) {
-            const u32 half = n / 2 & 1, row = stripe * STRIPE_ROWS + AnyGroup::weight_row(lane, n);
-            const u32 col = group * GROUP_COLS + AnyGroup::weight_col(lane, n);
+            const u32 half = n / 2 & 1, row = stripe * STRIPE_ROWS + weight_row(lane, n);
+            const u32 col = group * GROUP_COLS + weight_col(lane, n);
             if (row >= tile.rows || col >= tile.cols) continue;
             const u32 bits = all[n / 2] >> 16 * (n & 1) & 0xFFFF;
             const int coded = bits & 0x8000 ? -int(bits & 0x7FFF) : int(bits);
@@ -220,13 +278,13 @@ struct LeftSink {
 
 // Writes the escapes of a tile over what stands at their places. `out` is where the tile begins. Only rows from `first_row` on,
 // `row_count` of them, counted in the tile.
-template <u32 ELEMENT>
+template <u32 LAYOUT, u32 ELEMENT>
 __device__ __forceinline__ void store_escapes(const Weight& weight, const Tile& tile, const Escapes& escapes, u32 first_row,
                                               u32 row_count, typename ElementOf<ELEMENT>::Type* out, u64 stride, u32 lane) {
     for (u32 index = lane; index < escapes.count; index += LANES) {
         const u32 position = escapes.position(index);
         const u32 row = position / tile.cols, col = position % tile.cols;
         if (row - first_row >= row_count || row >= tile.rows) continue;
-        out[(row - first_row) * stride + col] = round_to<ELEMENT>(float(escapes.value(index)) * scale_of(weight, tile.row + row));
+        out[(row - first_row) * stride + col] = escaped_element<LAYOUT, ELEMENT>(escapes.value(index), scale_of(weight, tile.row + row));
     }
 }

@@ -24,7 +24,7 @@ struct Arguments {
     u32 bands;         // of all parts
     u32 tiles_across;  // the most of any part
     u32 batch;               // rows of `x`
-    const u16* x;            // FP16, rows of `x_stride` elements, zero from `cols` to the end of a group
+    const u16* x;            // BF16 if the weights are, else FP16: rows of `x_stride` elements, zero from `cols` to the end of a group
     const int* x_exponents;  // a row of x was divided by 2 to this power; null: it was not
     u32 x_stride;
     u32 y_stride;
@@ -32,19 +32,29 @@ struct Arguments {
     u32 table_bytes;   // of all parts
     u32 words_bytes;   // of one warp
     u32 slots;         // bands in flight
-    u32 x_pieces;      // rows of `x` for one of y: 2 where the second adds 2^-11 of its product to the first's
-    u32 padding;
+    u32 x_pieces;      // rows of `x` for one of y: 2 where the second's product is added to the first's ...
+    float x_second;    // ... times this
 };
 
+#define MULTIPLY(TYPE)                                                                                                       \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                                                      \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                      \
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+
+// A k-step of a tile of this layout.
+template <u32 LAYOUT>
 __device__ __forceinline__ void multiply(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    if constexpr (LAYOUT == EXACT_BF16) {
+        MULTIPLY("bf16");
+    } else {
+        MULTIPLY("f16");
+    }
 }
+#undef MULTIPLY
 
 // Multiplies the k-steps of a tile with NB blocks of 8 rows of x.
-template <u32 NB>
+template <u32 LAYOUT, u32 NB>
 struct MultiplySink {
     // This lane's columns in the current group of x. A lane whose row is beyond the batch reads the last row: its products are
     // columns of the result that nobody looks at.
@@ -97,10 +107,10 @@ struct MultiplySink {
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
             if constexpr (NB > 2) {
-                multiply(sums[b], registers, low[b].x, low[b].y);
+                multiply<LAYOUT>(sums[b], registers, low[b].x, low[b].y);
             } else {
                 const uint4 own = step < 2 ? low[b] : high[b];
-                multiply(sums[b], registers, step & 1 ? own.z : own.x, step & 1 ? own.w : own.y);
+                multiply<LAYOUT>(sums[b], registers, step & 1 ? own.z : own.x, step & 1 ? own.w : own.y);
             }
         }
     }
@@ -130,8 +140,9 @@ struct SharedEscapes {
 struct EscapeHalves {
     u32 low, high;
 
-    template <bool WIDE>
+    template <u32 LAYOUT, bool WIDE>
     static __device__ __forceinline__ EscapeHalves of(int value) {
+        if (!is_grid(LAYOUT)) return {u32(value) & 0xFFFF, 0};
         if (!WIDE) return {value < 0 ? u32(-value) | 0x8000 : u32(value), 0};
         const int low = value & 31;
         return {u32(low), float_to_half(float(value - low) * 5.9604644775390625e-8f)};
@@ -139,7 +150,7 @@ struct EscapeHalves {
 };
 
 // Adds the escapes of one stripe: 16 of them are the columns of a k-step.
-template <u32 NB, bool WIDE>
+template <u32 LAYOUT, u32 NB, bool WIDE>
 __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscapes escapes, u32 tile_col, u32 tile_cols, u32 stripe,
                                          float (&sums)[NB][4]) {
     const u32 lane = threadIdx.x % LANES, row = lane / 4, first = 2 * (lane % 4);
@@ -154,7 +165,7 @@ __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscap
             const u32 tile_row = divide_small(position, tile_cols);
             const u32 own_row = tile_row - stripe * STRIPE_ROWS;
             cols[k] = position - tile_row * tile_cols;
-            const EscapeHalves halves = EscapeHalves::of<WIDE>(escapes.value<WIDE>(index));
+            const EscapeHalves halves = EscapeHalves::of<LAYOUT, WIDE>(escapes.value<WIDE>(index));
             const u32 register_index = 2 * (k >> 1), shift = 16 * (k & 1);
             if (own_row == row) whole[register_index] |= halves.low << shift, high[register_index] |= halves.high << shift;
             if (own_row == row + 8) whole[register_index + 1] |= halves.low << shift, high[register_index + 1] |= halves.high << shift;
@@ -166,8 +177,8 @@ __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscap
             const u16* own = arguments.x + u64(x_row) * arguments.x_stride + tile_col;
 #pragma unroll
             for (u32 k = 0; k < 4; k++) x[k] = own[cols[k]];
-            multiply(sums[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
-            if (WIDE) multiply(sums[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
+            multiply<LAYOUT>(sums[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
+            if (WIDE && is_grid(LAYOUT)) multiply<LAYOUT>(sums[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
         }
     }
 }
@@ -258,16 +269,17 @@ struct RowFactors {
     }
 };
 
+template <u32 LAYOUT>
 __device__ __forceinline__ void write_sum(const Arguments& arguments, const Part& part, const RowFactors& factors, u32 half, u32 row,
                                           u32 n, u32 batch, float sum) {
     if (n >= batch) return;
-    // The registers hold grid values times 2^-24.
-    float value = sum * 16777216.0f * factors.scales[half];
+    // Of a grid, the registers hold its values times 2^-24.
+    float value = is_grid(LAYOUT) ? sum * 16777216.0f * factors.scales[half] : sum;
     if (arguments.x_exponents) value = ldexpf(value, arguments.x_exponents[n]);
     store_element(part.y, arguments.y_type, u64(n) * arguments.y_stride + row, value + factors.biases[half]);
 }
 
-template <u32 NB>
+template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ void write_stripe(const Arguments& arguments, const Part& part, const RowFactors& factors, u32 stripe_row,
                                              u32 lane, const float (&sums)[NB][4]) {
 #pragma unroll
@@ -279,10 +291,10 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
             const float first = sums[b][2 * half], second = sums[b][2 * half + 1];
             const u32 n = b * MMA_COLS + 2 * (lane % 4);
             if (arguments.x_pieces == 2) {
-                write_sum(arguments, part, factors, half, row, n / 2, arguments.batch / 2, first + second * (1.0f / 2048));
+                write_sum<LAYOUT>(arguments, part, factors, half, row, n / 2, arguments.batch / 2, first + second * arguments.x_second);
             } else {
-                write_sum(arguments, part, factors, half, row, n, arguments.batch, first);
-                write_sum(arguments, part, factors, half, row, n + 1, arguments.batch, second);
+                write_sum<LAYOUT>(arguments, part, factors, half, row, n, arguments.batch, first);
+                write_sum<LAYOUT>(arguments, part, factors, half, row, n + 1, arguments.batch, second);
             }
         }
     }
@@ -326,7 +338,7 @@ __device__ __forceinline__ Tile tile_of(const Arguments& arguments, const Task& 
 
 // What follows a stripe's last group: the sum over the band's tiles, the result. Not inlined, and given only what names the tile:
 // whatever lived on through the loop over the groups would take registers from it.
-template <u32 NB>
+template <u32 LAYOUT, u32 NB>
 __device__ __noinline__ void finish_stripe(const Arguments& arguments, const Meeting<NB>& meeting, u32 task_index, u32 stripe,
                                            const float (&groups)[NB][4]) {
     const u32 lane = threadIdx.x % LANES;
@@ -343,7 +355,7 @@ __device__ __noinline__ void finish_stripe(const Arguments& arguments, const Mee
         factors.load(part, stripe_row, lane);
         // A damaged tile has not waited yet.
         overlap_wait();
-        write_stripe<NB>(arguments, part, factors, stripe_row, lane, sums);
+        write_stripe<LAYOUT, NB>(arguments, part, factors, stripe_row, lane, sums);
     }
 }
 
@@ -389,18 +401,17 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Tas
     open.place(opened.head, memory, lane);
     const Tile& tile = open.tile;
     const Sections& sections = open.sections;
-    const u32 table = part.first_table + (tile.has_symbols() ? tile.table : 0);
-    const u32 table_address = memory.tables + table * (4u << scale_bits(LAYOUT));
+    const Table table = table_of<LAYOUT>(part.weight, tile, memory.tables + part.first_table * (4u << scale_bits(LAYOUT)));
     const u8* raw = part.weight.payload + sections.raw;
     const SharedEscapes escapes = shared_escapes(tile, sections.valid, open.word_count, memory);
     Lane own = open.lane;
-    MultiplySink<NB> sink;
+    MultiplySink<LAYOUT, NB> sink;
     Opened next = {};
 #pragma unroll 1
     for (u32 stripe = 0; stripe < tile.stripes(); stripe++) {
         sink.start(arguments, tile.col, lane);
         sink.clear();
-        if (sections.valid) raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+        if (sections.valid) raw = decode_stripe<LAYOUT>(tile, own, table, stripe, raw, lane, sink);
         // A copy, so that only it lives in memory.
         float sums[NB][4];
 #pragma unroll
@@ -408,12 +419,12 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Tas
 #pragma unroll
             for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
         if (escapes.count > 0) {
-            if (escapes.wide) add_escapes<NB, true>(arguments, escapes, tile.col, tile.cols, stripe, sums);
-            else add_escapes<NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+            if (escapes.wide) add_escapes<LAYOUT, NB, true>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+            else add_escapes<LAYOUT, NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
         }
         const bool last = stripe + 1 == tile.stripes();
         if (NB == 1 && last) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
-        finish_stripe<NB>(arguments, meeting, opened.task_index, stripe, sums);
+        finish_stripe<LAYOUT, NB>(arguments, meeting, opened.task_index, stripe, sums);
     }
     if (NB > 1) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
     return next;

@@ -27,8 +27,19 @@ struct OutputRow {
         }
     }
 
+    // The weight of a half in a row of this scale.
+    template <u32 LAYOUT>
+    __device__ __forceinline__ void store_half(u32 at, u32 half, float scale) const {
+        if (element == F32) {
+            static_cast<float*>(elements)[at] = element_of<LAYOUT, F32>(half, scale);
+        } else {
+            static_cast<u16*>(elements)[at] =
+                element == F16 ? element_of<LAYOUT, F16>(half, scale) : element_of<LAYOUT, BF16>(half, scale);
+        }
+    }
+
     __device__ __forceinline__ void fill_with_nan(u32 cols, u32 lane) const {
-        for (u32 col = lane; col < cols; col += LANES) store(col, __uint_as_float(0x7FC00000));
+        for (u32 col = lane; col < cols; col += LANES) store(col, __uint_as_float(QUIET_NAN));
     }
 };
 
@@ -48,15 +59,17 @@ struct LaneRow {
 };
 
 // `col` is the lane's first. Not inlined: the loop over the groups is there once for each number of raw bits.
+template <u32 LAYOUT>
 __device__ __noinline__ void store_lane_row(OutputRow out, u32 col, u32 cols, float scale, LaneRow row) {
 #pragma unroll
     for (u32 n = 0; n < LANE_COLS; n++) {
         const u32 pair = row.registers[n / 2];
-        if (col + n < cols) out.store(col + n, (n & 1 ? high_value(pair) : low_value(pair)) * scale);
+        if (col + n < cols) out.store_half<LAYOUT>(col + n, pair >> 16 * (n & 1) & 0xFFFF, scale);
     }
 }
 
 // Stores one row of a stripe.
+template <u32 LAYOUT>
 struct RowSink {
     OutputRow out;
     u32 col;   // of this lane's first in the current group
@@ -77,7 +90,7 @@ struct RowSink {
     }
 
     __device__ __forceinline__ void end_group() {
-        if (cols > 0) store_lane_row(out, col, cols, scale, row);
+        if (cols > 0) store_lane_row<LAYOUT>(out, col, cols, scale, row);
         col += GROUP_COLS;
     }
 };
@@ -105,9 +118,9 @@ struct LeftRowSink {
 
     __device__ __noinline__ void end_group() {
         short left = 0;
-        // Registers run through the 16 columns of both rows: see AnyGroup.
+        // Registers run through the 16 columns of both rows: see `weight_row`.
         for (u32 n = 0; active && n < LANE_WEIGHTS; n++) {
-            const u32 col = group * GROUP_COLS + AnyGroup::weight_col(lane, n);
+            const u32 col = group * GROUP_COLS + weight_col(lane, n);
             if ((n / 2 & 1) != wanted.half() || col >= tile.cols) continue;
             const u32 bits = all[n / 2] >> 16 * (n & 1) & 0xFFFF;
             const int coded = bits & 0x8000 ? -int(bits & 0x7FFF) : int(bits);
@@ -122,7 +135,7 @@ template <u32 LAYOUT>
 __device__ __forceinline__ void gather_from_tile(const Weight& weight, const OpenTile& open, WantedRow wanted,
                                                  const WarpMemory& memory, const OutputRow& out, u32 lane) {
     const Tile& tile = open.tile;
-    const u32 table_address = memory.tables + (tile.has_symbols() ? tile.table : 0) * (4u << scale_bits(LAYOUT));
+    const Table table = table_of<LAYOUT>(weight, tile, memory.tables);
     const Escapes escapes = escapes_of(weight, tile, open.sections, open.word_count);
     const float scale = scale_of(weight, tile.row + wanted.row);
     Lane own = open.lane;
@@ -130,13 +143,13 @@ __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Ope
 #pragma unroll 1
     for (u32 stripe = 0; stripe <= wanted.stripe(); stripe++) {
         const bool active = stripe == wanted.stripe() && wanted.belongs_to(lane);
-        if (tile.left) {
+        if (is_grid(LAYOUT) && tile.left) {
             LeftRowSink sink = {tile, escapes, out, wanted, lane, active, scale, 0};
-            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table_address, stripe, 0, raw, lane, sink);
+            raw = decode_groups_slowly<LAYOUT>(tile, own, stripe == 0, table, stripe, 0, raw, lane, sink);
             continue;
         }
-        RowSink sink = {out, lane % 4 * LANE_COLS, active ? tile.cols : 0, wanted.half() == 1, scale};
-        raw = decode_stripe<LAYOUT>(tile, own, table_address, stripe, raw, lane, sink);
+        RowSink<LAYOUT> sink = {out, lane % 4 * LANE_COLS, active ? tile.cols : 0, wanted.half() == 1, scale};
+        raw = decode_stripe<LAYOUT>(tile, own, table, stripe, raw, lane, sink);
     }
     if (tile.left) return;
     // Zeros were stored at the places of the escapes, by other lanes.
@@ -144,7 +157,12 @@ __device__ __forceinline__ void gather_from_tile(const Weight& weight, const Ope
     const u32 first = wanted.row * tile.cols;
     for (u32 index = lane; index < escapes.count; index += LANES) {
         const u32 col = escapes.position(index) - first;
-        if (col < tile.cols) out.store(col, float(escapes.value(index)) * scale);
+        if (col >= tile.cols) continue;
+        if constexpr (is_grid(LAYOUT)) {
+            out.store(col, float(escapes.value(index)) * scale);
+        } else {
+            out.store_half<LAYOUT>(col, u32(escapes.value(index)) & 0xFFFF, scale);
+        }
     }
 }
 

@@ -71,29 +71,43 @@ __device__ __forceinline__ u32 shift_left(u32 value) {
     return BY >= 0 ? value << (BY >= 0 ? BY : 0) : value >> (BY < 0 ? -BY : 0);
 }
 
+// The exponents of a register's two weights where classes are exponents: class 0 is exponent 0, the others lie in the table's window.
+template <u32 LAYOUT>
+__device__ __forceinline__ u32 exponents_of(u32 entry, const Table& table) {
+    const u32 classes = entry & both_halves(15);
+    // Bit 4 of each half: its class is not 0. Multiplied rather than shifted, on units that have less to do.
+    const u32 some = (classes + both_halves(15)) & both_halves(16);
+    return classes * (1u << mantissa_bits(LAYOUT)) + some * table.exponent_offset;
+}
+
 // How a full group of a tile with symbols is decoded. R: raw magnitude bits.
 template <u32 LAYOUT, u32 R>
 struct GroupDecoder {
-    static constexpr bool SIGNED = LAYOUT == FAST;
+    static constexpr bool SIGNED = LAYOUT != SMALL;
     static constexpr u32 FIELD_BITS = R + (SIGNED ? 1 : 0);
     typedef RawWords<FIELD_BITS> Raw;
 
     // The four registers of k-step `step`.
-    static __device__ __forceinline__ void step(Lane& lane, u32 table_address, const Raw& raw, u32 step, u32 (&registers)[4]) {
-        if (LAYOUT == FAST) {
+    static __device__ __forceinline__ void step(Lane& lane, const Table& table, const Raw& raw, u32 step, u32 (&registers)[4]) {
+        if constexpr (LAYOUT == FAST) {
             constexpr u32 CLASSES = both_halves(3u << R);
 #pragma unroll
             for (u32 pair = 0; pair < 4; pair += 2) {
-                const u32 entry = lane.pop<LAYOUT>(table_address);
+                const u32 entry = lane.pop<LAYOUT>(table);
                 registers[pair] = raw.template onto<SIGNED>(shift_left<int(R) - 3>(entry) & CLASSES, 4 * step + pair);
                 registers[pair + 1] = raw.template onto<SIGNED>(shift_left<int(R) - 1>(entry) & CLASSES, 4 * step + pair + 1);
+            }
+        } else if constexpr (LAYOUT == SMALL) {
+#pragma unroll
+            for (u32 index = 0; index < 4; index++) {
+                u32 value = small_half(lane.pop<LAYOUT>(table));
+                value |= small_half(lane.pop<LAYOUT>(table)) << 16;
+                registers[index] = raw.template onto<SIGNED>(value, 4 * step + index);
             }
         } else {
 #pragma unroll
             for (u32 index = 0; index < 4; index++) {
-                u32 value = small_half(lane.pop<LAYOUT>(table_address));
-                value |= small_half(lane.pop<LAYOUT>(table_address)) << 16;
-                registers[index] = raw.template onto<SIGNED>(value, 4 * step + index);
+                registers[index] = raw.template onto<SIGNED>(exponents_of<LAYOUT>(lane.pop<LAYOUT>(table), table), 4 * step + index);
             }
         }
     }
@@ -101,20 +115,23 @@ struct GroupDecoder {
     static __device__ __forceinline__ u32 small_half(u32 entry) { return (entry & 0x7F) << R | (entry & 0x80) << 8; }
 };
 
+// Where the group has weight `n` of a lane.
+__device__ __forceinline__ u32 weight_row(u32 lane, u32 n) { return lane / 4 + 8 * (n / 2 & 1); }
+__device__ __forceinline__ u32 weight_col(u32 lane, u32 n) {
+    return lane % 4 * LANE_COLS + 4 * (n / 8) + 2 * (n / 4 & 1) + (n & 1);
+}
+
 // Any group at all, at the edges of a matrix and in tiles without symbols: one weight at a time.
+template <u32 LAYOUT>
 struct AnyGroup {
     Group group;
-    u32 layout, raw_bits;
+    u32 raw_bits;
     bool has_symbols, raw_signed;
-    u32 table_address;
+    Table table;
     const u8* raw;
 
     __device__ __forceinline__ u32 field_bits() const { return raw_bits + raw_signed; }
 
-    static __device__ __forceinline__ u32 weight_row(u32 lane, u32 n) { return lane / 4 + 8 * (n / 2 & 1); }
-    static __device__ __forceinline__ u32 weight_col(u32 lane, u32 n) {
-        return lane % 4 * LANE_COLS + 4 * (n / 8) + 2 * (n / 4 & 1) + (n & 1);
-    }
     __device__ __forceinline__ bool inside(u32 lane, u32 n) const {
         return weight_row(lane, n) < group.rows && weight_col(lane, n) < group.cols;
     }
@@ -137,19 +154,21 @@ struct AnyGroup {
     }
 
     __device__ void add_symbols(Lane& state, u32 lane, u32 (&registers)[LANE_REGISTERS]) const {
-        const u32 count = layout == FAST ? 4 : 1;
-        for (u32 first = 0; first < LANE_WEIGHTS; first += count) {
+        constexpr u32 COUNT = LAYOUT == FAST ? 4 : LAYOUT == SMALL ? 1 : 2;
+        for (u32 first = 0; first < LANE_WEIGHTS; first += COUNT) {
             bool present = false;
-            for (u32 n = first; n < first + count; n++) present |= inside(lane, n);
+            for (u32 n = first; n < first + COUNT; n++) present |= inside(lane, n);
             if (!present) continue;
-            const u32 entry = layout == FAST ? state.pop<FAST>(table_address) : state.pop<SMALL>(table_address);
-            if (layout == FAST) {
+            const u32 entry = state.pop<LAYOUT>(table);
+            if constexpr (LAYOUT == FAST) {
                 const u32 low = entry >> 3 & both_halves(3), high = entry >> 1 & both_halves(3);
                 registers[first / 2] |= clip(low << raw_bits, lane, first);
                 registers[first / 2 + 1] |= clip(high << raw_bits, lane, first + 2);
-            } else {
+            } else if constexpr (LAYOUT == SMALL) {
                 const u32 half = (entry & 0x7F) << raw_bits | (entry & 0x80) << 8;
                 registers[first / 2] |= half << 16 * (first & 1);
+            } else {
+                registers[first / 2] |= clip(exponents_of<LAYOUT>(entry, table), lane, first);
             }
         }
     }

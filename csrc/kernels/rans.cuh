@@ -7,10 +7,11 @@
 //   fast   [31:23] frequency, below 512   [15:7] bias   [20:19] [4:3] classes of the first register's two weights
 //                                                      [18:17] [2:1] classes of the second register's
 //   small  [31:20] frequency, below 4096  [19:8] bias   [7:0] symbol
+//   exact  [31:20] frequency, below 4096  [15:4] bias   [19:16] [3:0] classes of the register's two weights
 constexpr u32 FAST_SCALE_BITS = 11;
-constexpr u32 SMALL_SCALE_BITS = 12;
+constexpr u32 OTHER_SCALE_BITS = 12;
 
-__host__ __device__ constexpr u32 scale_bits(u32 layout) { return layout == FAST ? FAST_SCALE_BITS : SMALL_SCALE_BITS; }
+__host__ __device__ constexpr u32 scale_bits(u32 layout) { return layout == FAST ? FAST_SCALE_BITS : OTHER_SCALE_BITS; }
 
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
@@ -41,6 +42,13 @@ __device__ __forceinline__ u32 load_shared_u8(u32 address) {
     return value;
 }
 
+// A decode table. Its address is a multiple of its size.
+struct Table {
+    u32 address;
+    // Where classes are exponents: what a class above 0 adds to itself, at a half's exponent, over 16.
+    u32 exponent_offset;
+};
+
 struct Lane {
     u32 state;
     u32 word;     // the next one, loaded ahead
@@ -68,20 +76,23 @@ struct Lane {
             : "r"(word_scale), "r"(one));
     }
 
-    // Pops one symbol and returns its entry. The table begins at a multiple of its size.
+    // Pops one symbol and returns its entry.
     template <u32 LAYOUT>
-    __device__ __forceinline__ u32 pop(u32 table_address) {
+    __device__ __forceinline__ u32 pop(const Table& table) {
         constexpr u32 BITS = scale_bits(LAYOUT);
         u32 slot_address;
         // shl becomes an IMAD, which leaves one integer instruction for the address.
         asm("{.reg .u32 t; shl.b32 t, %1, 2; lop3.b32 %0, t, %2, %3, 0xEA;}"
-            : "=r"(slot_address) : "r"(state), "n"(((1 << BITS) - 1) * 4), "r"(table_address));
+            : "=r"(slot_address) : "r"(state), "n"(((1 << BITS) - 1) * 4), "r"(table.address));
         const u32 entry = load_shared_u32(slot_address);
         u32 bias;
         if (LAYOUT == FAST) {
             // Likewise: 9 bits from the middle cost one integer instruction.
             asm("{.reg .u32 t; mul.lo.u32 t, %1, 65536; shr.u32 %0, t, 23;}" : "=r"(bias) : "r"(entry));
             state = (entry >> 23) * (state >> BITS) + bias;
+        } else if (!is_grid(LAYOUT)) {
+            asm("{.reg .u32 t; mul.lo.u32 t, %1, 65536; shr.u32 %0, t, 20;}" : "=r"(bias) : "r"(entry));
+            state = (entry >> 20) * (state >> BITS) + bias;
         } else {
             bias = entry >> 8 & 0xFFF;
             state = (entry >> 20) * (state >> BITS) + bias;

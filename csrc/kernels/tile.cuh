@@ -11,13 +11,19 @@ constexpr u32 LANE_REGISTERS = 16;
 constexpr u32 NO_TABLE = 255;
 constexpr u32 PAYLOAD_UNIT = 16;
 
-enum Layout : u32 { FAST = 0, SMALL = 1 };
+enum Layout : u32 { FAST = 0, SMALL = 1, EXACT_BF16 = 2, EXACT_FP16 = 3 };
+
+// Whether a half is a grid value. If not, it is the weight's own bits.
+__host__ __device__ constexpr bool is_grid(u32 layout) { return layout <= SMALL; }
+
+// Bits of a half below its exponent.
+__host__ __device__ constexpr u32 mantissa_bits(u32 layout) { return layout == EXACT_BF16 ? 7 : 10; }
 
 // One compressed matrix on the device. Mirrors `Weight` of src/ops/cuda/weight.rs.
 struct Weight {
     const u8* tiles;
     const u8* payload;
-    const u32* entries;  // decode tables, one after the other
+    const u32* entries;  // decode tables, one after the other; behind them a number a table: see `table_of`
     const u16* scales;   // BF16
     u32 rows, cols;
     u32 tile_rows, tile_cols;
@@ -61,7 +67,7 @@ struct Tile {
     __device__ __forceinline__ bool has_symbols() const { return table != NO_TABLE; }
     // Whether the raw bits of a weight have a sign, and how many they are.
     __device__ __forceinline__ bool raw_signed(u32 layout) const {
-        return has_symbols() ? layout == FAST : raw_bits > 0;
+        return has_symbols() ? layout != SMALL : raw_bits > 0;
     }
     __device__ __forceinline__ u32 field_bits(u32 layout) const { return raw_bits + raw_signed(layout); }
 };
@@ -94,6 +100,12 @@ __device__ __forceinline__ TileHeader load_header(const Weight& weight, u32 inde
     return {own.x, own.y, next};
 }
 
+// What a tile header says, within what its layout allows.
+__device__ __forceinline__ u32 raw_bits_of(u32 layout, u32 said, bool has_symbols) {
+    if (!is_grid(layout)) return has_symbols ? mantissa_bits(layout) : 0;
+    return min_u32(said, !has_symbols ? 10 : layout == FAST ? 8 : 3);
+}
+
 // The tile in row `down` and column `across` of the grid. The host has checked the header; bounds are enforced again, because a
 // decoder must not leave its buffers whatever they hold by now.
 __device__ __forceinline__ Tile tile_at(const Weight& weight, u32 down, u32 across, const TileHeader& header) {
@@ -105,8 +117,8 @@ __device__ __forceinline__ Tile tile_at(const Weight& weight, u32 down, u32 acro
     tile.table = header.packed & 255;
     if (tile.table != NO_TABLE) tile.table = min_u32(tile.table, weight.table_count - 1);
     const u32 flags = header.packed >> 8;
-    tile.raw_bits = min_u32(flags & 15, tile.table == NO_TABLE ? 10 : weight.layout == FAST ? 8 : 3);
-    tile.left = flags >> 4 & 1;
+    tile.raw_bits = raw_bits_of(weight.layout, flags & 15, tile.table != NO_TABLE);
+    tile.left = is_grid(weight.layout) && (flags >> 4 & 1);
     tile.wide_lengths = flags >> 5 & 1;
     tile.wide_escapes = flags >> 6 & 1;
     tile.escapes = header.packed >> 16;

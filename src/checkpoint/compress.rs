@@ -9,8 +9,8 @@ use super::container::{checksum, is_buffer, CHOICE_KEY, HEADER_KEY, NO_CHECKSUM,
 use super::selection::{select, EMBEDDING};
 use super::{Reader, Writer, INDEX_FILE};
 use crate::codec::{
-    solve_exponent, CompressedTensor, EncodeOptions, Layout, Matrix, RateSample, StepRule, TensorStats,
-    BUDGET_RANGE, FORMAT_VERSION,
+    solve_exponent, CompressedTensor, EncodeOptions, ExactMatrix, Layout, Matrix, RateSample, StepRule,
+    TensorStats, BUDGET_RANGE, FORMAT_VERSION,
 };
 use crate::error::{Error, Result};
 use crate::nn::Bias;
@@ -28,6 +28,8 @@ const BUDGET_ATTEMPTS: usize = 3;
 pub enum Target {
     /// One step per output row, its largest magnitude over 127.
     Int8,
+    /// Every weight bit for bit: BF16, FP16, and FP32 where all of a tensor is exactly BF16 or FP16. Has layouts of its own.
+    Lossless,
     /// This many bits a weight for the whole model, 2.5 to 8.5, everything counted.
     Bits(f64),
 }
@@ -36,6 +38,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Int8 => write!(f, "int8"),
+            Self::Lossless => write!(f, "lossless"),
             Self::Bits(bits) => write!(f, "bits {bits}"),
         }
     }
@@ -46,7 +49,7 @@ impl std::fmt::Display for Target {
 pub struct CompressOptions {
     /// Size or quality to aim for.
     pub target: Target,
-    /// Layout of the compressed weights.
+    /// Layout of the compressed weights: [`Layout::Fast`] or [`Layout::Small`]. [`Target::Lossless`] does not ask.
     pub layout: Layout,
     /// Globs over tensor paths: compress only what one of them matches. Empty: every matrix.
     pub include: Vec<String>,
@@ -80,9 +83,20 @@ pub struct TensorReport {
     pub tensor_path: String,
     /// Rows and columns.
     pub shape: [usize; 2],
+    /// `fast`, `small`, `exact_bf16` or `exact_fp16`.
+    pub layout: &'static str,
     /// What compression made of it.
     #[serde(flatten)]
     pub stats: TensorStats,
+}
+
+/// A tensor that was to be compressed and is stored as it is all the same.
+#[derive(Clone, Debug, Serialize)]
+pub struct UncodedReport {
+    /// Full name.
+    pub tensor_path: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A compressed model.
@@ -98,8 +112,10 @@ pub struct CompressReport {
     pub bits_per_weight: f64,
     /// `original_bytes / compressed_bytes`.
     pub ratio: f64,
-    /// Order-0 entropy of the grids, bits a compressed weight.
-    pub grid_entropy_bits: f64,
+    /// Order-0 entropy of the grids, bits a compressed weight; none where there is no grid.
+    pub grid_entropy_bits: Option<f64>,
+    /// Order-0 entropy of the exponents, and sign and mantissa as they are, bits a compressed weight, of a lossless target.
+    pub exponent_entropy_and_raw_bits: Option<f64>,
     /// Signal-to-noise ratio over all compressed tensors, dB.
     pub snr_db: f64,
     /// Largest absolute error.
@@ -108,6 +124,8 @@ pub struct CompressReport {
     pub tensors: Vec<TensorReport>,
     /// Tensors stored as they are.
     pub kept: Vec<String>,
+    /// Those of them that were to be compressed.
+    pub uncoded: Vec<UncodedReport>,
 }
 
 /// Compresses the model directory `dir` into the new directory `out`.
@@ -116,7 +134,8 @@ pub struct CompressReport {
 ///
 /// # Errors
 /// What [`Reader`] and [`Writer`] report; `InvalidArgument` for a source that is compressed already, a pattern that
-/// matches nothing, a budget outside 2.5 to 8.5 bits, or a weight that is not finite (by tensor path and element).
+/// matches nothing, a budget outside 2.5 to 8.5 bits, or, unless the target is lossless, a weight that is not finite (by tensor
+/// path and element).
 pub fn compress(
     dir: impl AsRef<Path>,
     out: impl AsRef<Path>,
@@ -133,7 +152,11 @@ pub fn compress(
     let selected = select(&reader, &options.include, &options.exclude)?;
     let job = Job { reader: &reader, selected: &selected, options };
     let Target::Bits(bits) = options.target else {
-        let written = job.write(out.as_ref(), |_| Ok(StepRule::RowAbsmax), progress, |_| true)?;
+        let coding = match options.target {
+            Target::Lossless => Coding::Exact,
+            _ => Coding::Grid(StepRule::RowAbsmax),
+        };
+        let written = job.write(out.as_ref(), |_| Ok(coding), progress, |_| true)?;
         return written.ok_or_else(|| Error::invalid("--preset", "was not written"));
     };
     // Fail before the long work, not after.
@@ -146,7 +169,7 @@ pub fn compress(
             samples
                 .iter()
                 .find(|sample| sample.tensor_path() == path)
-                .map(|sample| StepRule::Step(sample.step(exponent)))
+                .map(|sample| Coding::Grid(StepRule::Step(sample.step(exponent))))
                 .ok_or_else(|| Error::invalid(path, "was not measured"))
         };
         let mut got = bits;
@@ -176,6 +199,15 @@ fn refuse_compressed(reader: &Reader) -> Result<()> {
             format!("{} is compressed already; decompress it first", reader.dir().display()),
         )),
     }
+}
+
+/// How one tensor is coded.
+#[derive(Clone, Copy)]
+enum Coding {
+    /// On a grid by this rule.
+    Grid(StepRule),
+    /// Bit for bit.
+    Exact,
 }
 
 /// One compression: what from, and how.
@@ -236,7 +268,7 @@ impl Job<'_> {
     fn write(
         &self,
         out: &Path,
-        rule: impl Fn(&str) -> Result<StepRule>,
+        coding: impl Fn(&str) -> Result<Coding>,
         progress: &mut dyn FnMut(Progress<'_>),
         accept: impl FnOnce(f64) -> bool,
     ) -> Result<Option<CompressReport>> {
@@ -248,26 +280,27 @@ impl Job<'_> {
         copy_other_files(self.reader.dir(), &mut writer)?;
         let total_bytes = self.reader.names().map(|name| self.bytes_of(name)).sum();
         let mut done_bytes = 0;
-        let (mut tensors, mut kept) = (Vec::new(), Vec::new());
-        for path in self.reader.names() {
+        let mut done = Done::default();
+        // Biases come after the weights: how one is stored depends on whether its weight was coded.
+        let (weights, others): (Vec<&str>, Vec<&str>) =
+            self.reader.names().partition(|name| self.selected.contains(*name));
+        for path in weights.into_iter().chain(others) {
             if self.selected.contains(path) {
-                tensors.push(self.compress_tensor(path, rule(path)?, &mut writer)?);
+                self.compress_tensor(path, coding(path)?, &mut writer, &mut done)?;
             } else {
-                self.keep_tensor(path, &mut writer)?;
-                kept.push(path.to_owned());
+                self.keep_tensor(path, &mut writer, &mut done)?;
             }
             done_bytes += self.bytes_of(path);
             progress(Progress { stage: "compress", tensor_path: path, done_bytes, total_bytes });
         }
         let weights = self.weights();
-        let coded: u64 =
-            tensors.iter().map(|tensor: &TensorReport| tensor.stats.compressed_bytes as u64).sum();
+        let coded: u64 = done.tensors.iter().map(|tensor| tensor.stats.compressed_bytes as u64).sum();
         let reached = 8.0 * (coded as f64 + self.other_bytes() as f64) / weights.max(1) as f64;
         if !accept(reached) {
             return Ok(None);
         }
         let compressed_bytes = writer.finish()?;
-        Ok(Some(summarize(weights, total_bytes, compressed_bytes, tensors, kept)))
+        Ok(Some(summarize(weights, total_bytes, compressed_bytes, done)))
     }
 
     fn weights(&self) -> u64 {
@@ -275,25 +308,65 @@ impl Job<'_> {
         self.reader.names().map(|name| count(name) as u64).sum()
     }
 
-    fn compress_tensor(&self, path: &str, rule: StepRule, writer: &mut Writer) -> Result<TensorReport> {
-        let matrix = self.matrix(path)?;
-        let quantized = rule.quantize(&matrix, path)?;
-        let compressed = CompressedTensor::encode(path, &matrix, &quantized, self.encode_options(path))?;
+    /// Writes a selected tensor coded, or as it is where that is exact only so, or not larger.
+    fn compress_tensor(
+        &self,
+        path: &str,
+        coding: Coding,
+        writer: &mut Writer,
+        done: &mut Done,
+    ) -> Result<()> {
+        let compressed = match coding {
+            Coding::Grid(rule) => {
+                let matrix = self.matrix(path)?;
+                let quantized = rule.quantize(&matrix, path)?;
+                CompressedTensor::encode(path, &matrix, &quantized, self.encode_options(path))?
+            }
+            Coding::Exact => match self.compress_exact(path)? {
+                Ok(compressed) => compressed,
+                Err(reason) => {
+                    done.uncoded.push(UncodedReport { tensor_path: path.to_owned(), reason });
+                    return self.keep_tensor(path, writer, done);
+                }
+            },
+        };
         for (name, bytes) in compressed.buffers().iter() {
             writer.add(&format!("{path}.{name}"), safetensors::Dtype::U8, &[bytes.len()], bytes)?;
         }
-        Ok(TensorReport { tensor_path: path.to_owned(), shape: matrix.shape, stats: *compressed.stats() })
+        let header = compressed.buffers().view(path)?.header;
+        done.tensors.push(TensorReport {
+            tensor_path: path.to_owned(),
+            shape: [header.grid.rows(), header.grid.cols()],
+            layout: header.layout.name(),
+            stats: *compressed.stats(),
+        });
+        Ok(())
+    }
+
+    /// The tensor bit for bit, or why it is better left as it is.
+    fn compress_exact(&self, path: &str) -> Result<std::result::Result<CompressedTensor, String>> {
+        let matrix = match ExactMatrix::of(path, &self.reader.read(path)?)? {
+            Ok(matrix) => matrix,
+            Err(inexact) => return Ok(Err(inexact.to_string())),
+        };
+        let compressed = CompressedTensor::encode_exact(path, &matrix, self.encode_options(path))?;
+        let TensorStats { compressed_bytes, original_bytes, .. } = *compressed.stats();
+        if compressed_bytes >= original_bytes {
+            return Ok(Err(format!("coded it has {compressed_bytes} bytes, as it is {original_bytes}")));
+        }
+        Ok(Ok(compressed))
     }
 
     /// Copies a tensor as it is; the bias of a compressed linear becomes its byte buffer.
-    fn keep_tensor(&self, path: &str, writer: &mut Writer) -> Result<()> {
+    fn keep_tensor(&self, path: &str, writer: &mut Writer, done: &mut Done) -> Result<()> {
         let Some(info) = self.reader.info(path) else {
             return Err(Error::invalid(path, "no such tensor"));
         };
+        done.kept.push(path.to_owned());
         let of_compressed = info.shape.len() == 1
             && path
                 .strip_suffix(".bias")
-                .is_some_and(|layer| self.selected.contains(&format!("{layer}.weight")));
+                .is_some_and(|layer| done.tensors.iter().any(|t| t.tensor_path == format!("{layer}.weight")));
         if of_compressed {
             let bytes = Bias::byte_vec(&self.reader.read(path)?).map_err(|error| error.about(path))?;
             return writer.add(path, safetensors::Dtype::U8, &[bytes.len()], &bytes);
@@ -301,6 +374,24 @@ impl Job<'_> {
         let bytes = self.reader.read_bytes(path)?;
         writer.metadata(format!("{TENSOR_KEY}{path}"), checksum(&bytes));
         writer.add(path, info.dtype, &info.shape, &bytes)
+    }
+}
+
+/// What was written so far.
+#[derive(Default)]
+struct Done {
+    tensors: Vec<TensorReport>,
+    kept: Vec<String>,
+    uncoded: Vec<UncodedReport>,
+}
+
+impl Done {
+    /// The mean of `bits` over the weights of the coded tensors, if all have it.
+    fn mean_bits(&self, bits: impl Fn(&TensorStats) -> Option<f64>) -> Option<f64> {
+        let all = || self.tensors.iter().map(|tensor| &tensor.stats);
+        let coded: f64 = all().map(|stats| stats.weights as f64).sum();
+        let sum: f64 = all().map(|stats| Some(bits(stats)? * stats.weights as f64)).sum::<Option<f64>>()?;
+        (coded > 0.0).then(|| sum / coded)
     }
 }
 
@@ -321,28 +412,24 @@ pub(super) fn copy_other_files(dir: &Path, writer: &mut Writer) -> Result<()> {
     Ok(())
 }
 
-fn summarize(
-    weights: u64,
-    original_bytes: u64,
-    compressed_bytes: u64,
-    tensors: Vec<TensorReport>,
-    kept: Vec<String>,
-) -> CompressReport {
-    let coded: f64 = tensors.iter().map(|tensor| tensor.stats.weights as f64).sum();
-    let entropy: f64 =
-        tensors.iter().map(|tensor| tensor.stats.grid_entropy_bits * tensor.stats.weights as f64).sum();
-    let distortion =
-        tensors.iter().map(|tensor| tensor.stats.distortion).fold(Distortion::default(), Distortion::with);
+fn summarize(weights: u64, original_bytes: u64, compressed_bytes: u64, done: Done) -> CompressReport {
+    let distortion = done
+        .tensors
+        .iter()
+        .map(|tensor| tensor.stats.distortion)
+        .fold(Distortion::default(), Distortion::with);
     CompressReport {
         weights,
         original_bytes,
         compressed_bytes,
         bits_per_weight: 8.0 * compressed_bytes as f64 / weights.max(1) as f64,
         ratio: original_bytes as f64 / compressed_bytes.max(1) as f64,
-        grid_entropy_bits: entropy / coded.max(1.0),
+        grid_entropy_bits: done.mean_bits(|stats| stats.grid_entropy_bits),
+        exponent_entropy_and_raw_bits: done.mean_bits(|stats| stats.exponent_entropy_and_raw_bits),
         snr_db: distortion.snr_db(),
         max_error: distortion.max_error,
-        tensors,
-        kept,
+        tensors: done.tensors,
+        kept: done.kept,
+        uncoded: done.uncoded,
     }
 }

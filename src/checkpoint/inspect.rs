@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::container::{buffer_path, compressed_paths, is_buffer, read_buffers};
 use super::Reader;
-use crate::codec::{Layout, BUFFER_NAMES, FORMAT_VERSION};
+use crate::codec::{BUFFER_NAMES, FORMAT_VERSION};
 use crate::error::Result;
 
 /// A model directory.
@@ -33,7 +33,7 @@ pub struct InspectTensor {
     pub shape: Vec<usize>,
     /// Dtype, when decompressed.
     pub dtype: String,
-    /// `fast` or `small`; none for a tensor stored as it is.
+    /// `fast`, `small`, `exact_bf16` or `exact_fp16`; none for a tensor stored as it is.
     pub layout: Option<&'static str>,
     /// Bytes of all its buffers.
     pub bytes: u64,
@@ -100,10 +100,7 @@ fn inspect_compressed(reader: &Reader, path: &str) -> Result<InspectTensor> {
         tensor_path: path.to_owned(),
         shape: vec![grid.rows(), grid.cols()],
         dtype: format!("{:?}", view.header.dtype),
-        layout: Some(match view.header.layout {
-            Layout::Fast => "fast",
-            Layout::Small => "small",
-        }),
+        layout: Some(view.header.layout.name()),
         bytes,
         bits_per_weight: 8.0 * bytes as f64 / weights as f64,
         tile: Some([grid.tile_rows(), grid.tile_cols()]),

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tch::Tensor;
 
 use super::compress::{CompressOptions, Progress};
 use super::selection::{select, EMBEDDING};
 use super::Reader;
-use crate::codec::{CompressedTensor, EncodeOptions, Matrix, StepRule, TensorStats};
+use crate::codec::{CompressedTensor, EncodeOptions, ExactMatrix, Matrix, StepRule, TensorStats};
 use crate::error::Result;
 use crate::quantize::{check_finite, root_mean_square, Distortion};
 
@@ -49,17 +50,19 @@ pub struct StatsTensor {
 /// One choice.
 #[derive(Clone, Debug, Serialize)]
 pub struct CurvePoint {
-    /// `int8`, or the step relative to each tensor's root mean square.
+    /// `lossless`, `int8`, or the step relative to each tensor's root mean square.
     pub choice: String,
     /// Bits a weight of the matrices, everything counted but the file's header.
     pub bits_per_weight: f64,
     /// Order-0 entropy of the grids, bits a weight.
-    pub grid_entropy_bits: f64,
+    pub grid_entropy_bits: Option<f64>,
+    /// For `lossless`: order-0 entropy of the exponents and all other bits, bits a weight.
+    pub exponent_entropy_and_raw_bits: Option<f64>,
     /// Signal-to-noise ratio, dB.
     pub snr_db: f64,
 }
 
-/// Tries INT8 and a range of steps on a sample of every matrix of `dir` that `options` would compress.
+/// Tries lossless, INT8 and a range of steps on a sample of every matrix of `dir` that `options` would compress.
 ///
 /// # Errors
 /// What [`Reader`] reports; `InvalidArgument` for a pattern that matches nothing or a weight that is not finite.
@@ -74,18 +77,39 @@ pub fn stats(
     let bytes_of = |name: &str| reader.info(name).map_or(0, |info| info.bytes as u64);
     let total_bytes = names.iter().map(|name| bytes_of(name)).sum();
     let mut totals = vec![Total::default(); CURVE_EXPONENTS.len() + 1];
+    let mut lossless = Total::default();
     let (mut tensors, mut done_bytes, mut weights) = (Vec::new(), 0, 0);
     for name in names {
-        let matrix = Matrix::of(name, &reader.read(name)?)?;
+        let tensor = reader.read(name)?;
+        let matrix = Matrix::of(name, &tensor)?;
         weights += matrix.weights.len() as u64;
+        measure_exact(name, &tensor, &mut lossless)?;
         tensors.push(measure(name, &matrix, options, &mut totals)?);
         done_bytes += bytes_of(name);
         progress(Progress { stage: "measure", tensor_path: name, done_bytes, total_bytes });
     }
     let choices = std::iter::once("int8".to_owned())
         .chain(CURVE_EXPONENTS.iter().map(|exponent| format!("step {:.4} rms", exponent.exp2())));
-    let curve = choices.zip(&totals).map(|(choice, total)| total.point(choice)).collect();
+    let grids = choices.zip(&totals).map(|(choice, total)| total.grid_point(choice));
+    let curve = std::iter::once(lossless.lossless_point()).chain(grids).collect();
     Ok(StatsReport { weights, original_bytes: total_bytes, tensors, curve })
+}
+
+/// Adds a sample of the tensor bit for bit, or the whole of it as it is where it is stored so.
+fn measure_exact(name: &str, tensor: &Tensor, total: &mut Total) -> Result<()> {
+    let weights = tensor.numel() as f64;
+    let Ok(matrix) = ExactMatrix::of(name, tensor)? else {
+        total.add_plain(weights, 32.0);
+        return Ok(());
+    };
+    let options = EncodeOptions { row_access: name == EMBEDDING, ..EncodeOptions::default() };
+    let stats = *CompressedTensor::encode_exact(name, &matrix.sample(SAMPLE_WEIGHTS), options)?.stats();
+    if stats.compressed_bytes < stats.original_bytes {
+        total.add(&stats, weights / stats.weights as f64);
+    } else {
+        total.add_plain(weights, 8.0 * matrix.dtype.bytes() as f64);
+    }
+    Ok(())
 }
 
 fn measure(
@@ -133,17 +157,38 @@ impl Total {
         let weights = stats.weights as f64 * factor;
         self.weights += weights;
         self.bits += stats.bits_per_weight * weights;
-        self.entropy += stats.grid_entropy_bits * weights;
+        let entropy = stats.grid_entropy_bits.or(stats.exponent_entropy_and_raw_bits);
+        self.entropy += entropy.unwrap_or_default() * weights;
         self.distortion.signal += stats.distortion.signal * factor;
         self.distortion.noise += stats.distortion.noise * factor;
     }
 
-    fn point(&self, choice: String) -> CurvePoint {
+    /// Weights of a tensor that is stored as it is.
+    fn add_plain(&mut self, weights: f64, bits: f64) {
+        self.weights += weights;
+        self.bits += bits * weights;
+        self.entropy += bits * weights;
+    }
+
+    fn mean_entropy(&self) -> Option<f64> {
+        (self.weights > 0.0).then(|| self.entropy / self.weights)
+    }
+
+    fn grid_point(&self, choice: String) -> CurvePoint {
         CurvePoint {
             choice,
             bits_per_weight: self.bits / self.weights.max(1.0),
-            grid_entropy_bits: self.entropy / self.weights.max(1.0),
+            grid_entropy_bits: self.mean_entropy(),
+            exponent_entropy_and_raw_bits: None,
             snr_db: self.distortion.snr_db(),
+        }
+    }
+
+    fn lossless_point(&self) -> CurvePoint {
+        CurvePoint {
+            grid_entropy_bits: None,
+            exponent_entropy_and_raw_bits: self.mean_entropy(),
+            ..self.grid_point("lossless".to_owned())
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tch::Tensor;
 
 use super::compress::Progress;
 use super::container::{compressed_paths, is_buffer, is_byte_bias, read_buffers, stored_bytes};
 use super::Reader;
-use crate::codec::{decompress as decompress_tensor, Matrix};
+use crate::codec::{decompress as decompress_tensor, raw_bytes, Matrix};
 use crate::error::{Error, Result};
 use crate::nn::Bias;
 use crate::quantize::Distortion;
@@ -30,7 +31,7 @@ pub struct VerifyReport {
 }
 
 /// Decodes every tensor of `dir`, checks all checksums and lane ends and, with `against`, compares with the original
-/// model directory: shapes, dtypes, tensors stored as they are bit for bit.
+/// model directory: shapes, dtypes, tensors stored as they are or in an exact layout bit for bit.
 ///
 /// # Errors
 /// Only where a directory cannot be opened at all; what is wrong inside is in the report.
@@ -92,8 +93,12 @@ impl Check<'_> {
         if self.reader.info(name).is_some() {
             return self.plain(name);
         }
-        let tensor = decompress_tensor(&read_buffers(self.reader, name)?, name)?;
+        let buffers = read_buffers(self.reader, name)?;
+        let tensor = decompress_tensor(&buffers, name)?;
         let Some(original) = self.original else { return Ok(()) };
+        if !buffers.view(name)?.header.layout.is_grid() {
+            return check_exact(name, &tensor, &original.read(name)?);
+        }
         let (got, want) = (Matrix::of(name, &tensor)?, Matrix::of(name, &original.read(name)?)?);
         if got.shape != want.shape || got.dtype != want.dtype {
             return Err(Error::corrupt(
@@ -142,4 +147,13 @@ impl Check<'_> {
             Err(Error::corrupt(name, "differs from the original, though it is stored as it is"))
         }
     }
+}
+
+/// Compares bit for bit: a NaN is no number, but has bits.
+fn check_exact(name: &str, got: &Tensor, want: &Tensor) -> Result<()> {
+    let same = got.kind() == want.kind() && got.size() == want.size();
+    if same && raw_bytes(got, name)? == raw_bytes(want, name)? {
+        return Ok(());
+    }
+    Err(Error::corrupt(name, "differs from the original, though its layout is exact"))
 }

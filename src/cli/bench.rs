@@ -33,6 +33,7 @@ Examples:
   codecllm bench --shape 4096x4096 --bits 5.3 --threads 1
   codecllm bench --model MODEL_DIR --batch 1             all linears of a real model, one token
   codecllm bench --device cuda --bits 5.3 --json         the layers of Llama-3.1-8B on the GPU, and their sum over a step
+  codecllm bench --device cuda --lossless --dtype bf16   the same of BF16 weights kept bit for bit
   codecllm bench generate --config 8b                    a random model of that shape generates, dense and compressed
 
 Figures are medians after a warm-up, with the fastest run beside them. Weights are rotated over more memory than the caches
@@ -64,6 +65,9 @@ pub(crate) struct Args {
     /// Bits a weight [default: INT8, one step per row]
     #[arg(long, value_name = "B", value_parser = budget)]
     bits: Option<f64>,
+    /// Weights of the activations' dtype, kept bit for bit; on a GPU only
+    #[arg(long, conflicts_with_all = ["bits", "layout", "model"])]
+    lossless: bool,
     /// Layout of the compressed weights
     #[arg(long, value_enum, default_value_t)]
     layout: LayoutArg,
@@ -110,11 +114,14 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     }
     let plan = plan(&args);
     match args.device {
+        DeviceArg::Cpu if args.lossless => {
+            bail!("--lossless: is timed on a GPU only, add --device cuda")
+        }
         DeviceArg::Cpu => run_on_cpu(args, plan, output),
         DeviceArg::Cuda if args.model.is_some() => {
             bail!("--model: is timed on the CPU only, drop --device cuda")
         }
-        DeviceArg::Cuda => cuda::run(&args.shape, args.layout.name(), &plan, output),
+        DeviceArg::Cuda => cuda::run(&args.shape, &plan, output),
     }
 }
 
@@ -143,6 +150,10 @@ fn run_on_cpu(args: Args, plan: Plan, output: &Output) -> Result<()> {
 
 fn plan(args: &Args) -> Plan {
     let layout = match args.layout {
+        _ if args.lossless => match args.dtype {
+            DtypeArg::Bf16 => Layout::ExactBf16,
+            DtypeArg::Fp16 | DtypeArg::Fp32 => Layout::ExactFp16,
+        },
         LayoutArg::Fast => Layout::Fast,
         LayoutArg::Small => Layout::Small,
     };

@@ -16,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   codecllm compress MODEL_DIR -o OUT
   codecllm compress MODEL_DIR -o OUT --bits 5.3 --layout small
+  codecllm compress MODEL_DIR -o OUT --preset lossless
   codecllm compress MODEL_DIR -o OUT --include 'model.layers.*' --exclude '*.v_proj.weight'
 
 OUT must not exist; it appears when it is complete. Norms and biases stay as they are.";
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     /// The directory to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// A named grid [default: int8]
+    /// A named choice [default: int8]
     #[arg(long, value_enum, conflicts_with = "bits")]
     preset: Option<Preset>,
     /// Bits a weight to spend on the whole model, 2.5 to 8.5, everything counted
@@ -43,7 +44,12 @@ pub(crate) struct Args {
 enum Preset {
     /// One step per output row, its largest magnitude over 127
     Int8,
+    /// Every weight bit for bit: BF16, FP16, and FP32 where a whole tensor is exactly BF16 or FP16
+    Lossless,
 }
+
+/// Tensors whose reason to be stored as they are is printed.
+const MOST_REASONS: usize = 3;
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -58,8 +64,17 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let target = match (args.bits, args.preset) {
         (Some(bits), _) => Target::Bits(bits),
         (None, Some(Preset::Int8) | None) => Target::Int8,
+        (None, Some(Preset::Lossless)) => Target::Lossless,
     };
-    let layout = args.selection.layout.name();
+    let layout = match (target, args.selection.layout) {
+        (Target::Lossless, None) => "exact",
+        (Target::Lossless, Some(_)) => {
+            let message = "--layout is of grids, --preset lossless has layouts of its own\n";
+            // Bad arguments, like those that the parser finds by itself.
+            clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message).exit()
+        }
+        (_, layout) => layout.unwrap_or_default().name(),
+    };
     let choice = target.to_string();
     output.note(format_args!("compressing at {choice}, layout {layout}"));
     let mut bar = output.progress();
@@ -77,15 +92,25 @@ fn text(measured: &Measured<Report>) -> String {
         ("tensors", format!("{} compressed, {} kept", report.tensors.len(), report.kept.len())),
         ("original", bytes(report.original_bytes)),
         ("compressed", bytes(report.compressed_bytes)),
-        (
-            "bits per weight",
-            format!("{:.3} (entropy of the grid {:.3})", report.bits_per_weight, report.grid_entropy_bits),
-        ),
+        ("bits per weight", format!("{:.3} ({})", report.bits_per_weight, bound(report))),
         ("ratio", format!("{:.3}", report.ratio)),
         ("SNR", decibels(report.snr_db)),
         ("largest error", format!("{:.3e}", report.max_error)),
     ];
-    pairs(rows.into_iter().chain(measured.rows()))
+    let uncoded = report.uncoded.iter().take(MOST_REASONS);
+    let reasons = uncoded.map(|kept| ("stored as it is", format!("{}: {}", kept.tensor_path, kept.reason)));
+    let rest = report.uncoded.len().saturating_sub(MOST_REASONS);
+    let more = (rest > 0).then(|| ("stored as they are", format!("{rest} more (--json lists them)")));
+    pairs(rows.into_iter().chain(reasons).chain(more).chain(measured.rows()))
+}
+
+/// What the bits of the compressed weights cannot go below, weight by weight.
+fn bound(report: &CompressReport) -> String {
+    match (report.grid_entropy_bits, report.exponent_entropy_and_raw_bits) {
+        (Some(bits), _) => format!("entropy of the grid {bits:.3}"),
+        (None, Some(bits)) => format!("entropy of the exponents, and all other bits {bits:.3}"),
+        (None, None) => "nothing coded".to_owned(),
+    }
 }
 
 fn budget(text: &str) -> Result<f64, String> {

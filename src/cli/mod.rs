@@ -30,6 +30,7 @@ Examples:
   codecllm stats MODEL_DIR                             what each choice would give; writes nothing
   codecllm compress MODEL_DIR -o OUT                   8-bit grade, the default
   codecllm compress MODEL_DIR -o OUT --bits 5.3        5.3 bits a weight, everything counted
+  codecllm compress MODEL_DIR -o OUT --preset lossless every bit of every weight
   codecllm verify OUT --against MODEL_DIR              checksums, and the error against the original
   codecllm generate OUT --prompt 'Why is the sky blue?'
   codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text

@@ -7,9 +7,9 @@ use codecllm::codec::Layout;
 /// Which matrices, and in which layout.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SelectionArgs {
-    /// Layout of the compressed weights
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) layout: LayoutArg,
+    /// Layout of weights on a grid [default: fast]
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<LayoutArg>,
     /// Compress only what matches GLOB, over full tensor paths; may be repeated [default: every linear, the embedding
     /// and the head]
     #[arg(long, value_name = "GLOB")]
@@ -39,7 +39,7 @@ impl LayoutArg {
 
 impl SelectionArgs {
     pub(crate) fn options(self, target: Target) -> CompressOptions {
-        let layout = match self.layout {
+        let layout = match self.layout.unwrap_or_default() {
             LayoutArg::Fast => Layout::Fast,
             LayoutArg::Small => Layout::Small,
         };

@@ -43,7 +43,7 @@ fn text(measured: &Measured<StatsReport>) -> String {
     report.tensors.iter().for_each(|tensor| {
         tensors.add_row(tensor_row(tensor));
     });
-    let mut curve = table(&["choice", "bits/weight", "grid entropy", "SNR"]);
+    let mut curve = table(&["choice", "bits/weight", "grid entropy", "exponent entropy + raw bits", "SNR"]);
     report.curve.iter().for_each(|point| {
         curve.add_row(curve_row(point));
     });
@@ -66,11 +66,16 @@ fn tensor_row(tensor: &StatsTensor) -> [String; 7] {
     ]
 }
 
-fn curve_row(point: &CurvePoint) -> [String; 4] {
+fn curve_row(point: &CurvePoint) -> [String; 5] {
     [
         point.choice.clone(),
         format!("{:.3}", point.bits_per_weight),
-        format!("{:.3}", point.grid_entropy_bits),
+        entropy(point.grid_entropy_bits),
+        entropy(point.exponent_entropy_and_raw_bits),
         decibels(point.snr_db),
     ]
+}
+
+fn entropy(bits: Option<f64>) -> String {
+    bits.map_or_else(|| "-".to_owned(), |bits| format!("{bits:.3}"))
 }

@@ -3,6 +3,7 @@
 use half::bf16;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::coded_table::CodedTable;
 use super::header::{Header, HEADER_BYTES};
 use super::tile_payload::{TileHeader, TileSections, PAYLOAD_ALIGN_BYTES, TILE_HEADER_BYTES};
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ pub struct Buffers {
     pub header: Vec<u8>,
     /// BF16 scales, one or one a row.
     pub scales: Vec<u8>,
-    /// Frequency tables.
+    /// Frequency tables, each with its first exponent where classes are exponents.
     pub tables: Vec<u8>,
     /// Tile headers, 8 bytes each.
     pub tiles: Vec<u8>,
@@ -108,6 +109,10 @@ impl<'a> View<'a> {
     pub fn scales(&self) -> Result<Vec<f32>> {
         let scales: Vec<f32> =
             self.scales.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+        if !self.header.layout.is_grid() && scales != [1.0] {
+            let got = &scales;
+            return Err(Error::corrupt(&*self.subject, format!("scale {got:?} of floats, wanted exactly 1")));
+        }
         match scales.iter().position(|scale| !scale.is_finite()) {
             None => Ok(scales),
             Some(row) => {
@@ -116,21 +121,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Reads the frequency tables. Errors where a frequency passes the layout's cap.
-    pub fn frequency_tables(&self) -> Result<Vec<FrequencyTable>> {
+    /// Reads the tables. Errors where a frequency passes the layout's cap or an exponent its dtype.
+    pub(crate) fn tables(&self) -> Result<Vec<CodedTable>> {
         let mut rest = self.tables;
         let mut tables = Vec::with_capacity(self.header.table_count);
         for _ in 0..self.header.table_count {
-            let table = FrequencyTable::read(&mut rest, self.header.scale_bits, &self.subject)?;
-            let cap = u32::from(self.header.layout.frequency_cap());
-            if let Some(symbol) = (0..=255).find(|&symbol| table.frequency(symbol) > cap) {
-                let got = table.frequency(symbol);
-                return Err(Error::corrupt(
-                    &*self.subject,
-                    format!("a table has a frequency of {got} for symbol {symbol}, wanted at most {cap}"),
-                ));
-            }
-            tables.push(table);
+            tables.push(CodedTable::read(&mut rest, &self.header, &self.subject)?);
         }
         if !rest.is_empty() {
             return Err(Error::corrupt(
@@ -139,6 +135,11 @@ impl<'a> View<'a> {
             ));
         }
         Ok(tables)
+    }
+
+    /// The frequencies of every table.
+    pub fn frequency_tables(&self) -> Result<Vec<FrequencyTable>> {
+        Ok(self.tables()?.into_iter().map(|table| table.frequencies).collect())
     }
 
     /// The header of the tile at `index`.

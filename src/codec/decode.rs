@@ -1,16 +1,17 @@
-//! Buffers to integer grid, with the best instructions of this processor.
+//! Buffers to integer grid or floats, with the best instructions of this processor.
 
 use rayon::prelude::*;
 
 use super::buffers::View;
-use super::fragments::{decode_fragments, spread, Fragments, TileJob, WordBuffer};
-use super::half_value;
-use super::reference::decode_tile_reference;
+use super::classes::Classes;
+use super::coded_table::CodedTable;
+use super::fragments::{decode_fragments, spread, Fragments, TileJob, TileTable, WordBuffer};
+use super::half_kind::HalfKind;
+use super::reference::{check_layout, decode_tile_reference};
 use super::tile_payload::{Predictor, TileSections};
-use super::value_half;
 use crate::error::{Error, Result};
 use crate::rans::simd::EntryTable;
-use crate::rans::{FrequencyTable, LANES};
+use crate::rans::LANES;
 use crate::tile::raw_bits::MAX_RAW_BITS;
 use crate::tile::{Group, Tile, GROUP_COLS, LANE_WEIGHTS};
 
@@ -19,24 +20,38 @@ pub use crate::rans::simd::Level;
 /// A tensor's tables, spread for decoding. Made once, used by every forward.
 #[derive(Clone, Debug)]
 pub struct DecodeTables {
-    frequencies: Vec<FrequencyTable>,
+    tables: Vec<CodedTable>,
     entries: Vec<EntryTable>,
 }
 
 impl DecodeTables {
     /// Reads and spreads the tables of `view`.
     pub fn new(view: &View) -> Result<Self> {
-        let frequencies = view.frequency_tables()?;
+        let tables = view.tables()?;
         let layout = view.header.layout;
-        let entries = frequencies
+        let entries = tables
             .iter()
             .map(|table| {
-                EntryTable::new(table, |symbol| spread(layout, symbol)).ok_or_else(|| {
+                EntryTable::new(&table.frequencies, |symbol| spread(layout, symbol)).ok_or_else(|| {
                     Error::corrupt(view.subject(), "a table has a frequency of 4096, wanted at most 4095")
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { frequencies, entries })
+        Ok(Self { tables, entries })
+    }
+
+    /// What the symbols of a tile of `view` mean; `None` where it has none.
+    fn of_tile(&self, view: &View, sections: &TileSections) -> Option<TileTable<'_>> {
+        let header = sections.header;
+        let index = usize::from(header.table);
+        header.has_symbols().then(|| TileTable {
+            entries: &self.entries[index],
+            classes: Classes::new(
+                view.header.layout,
+                header.raw_magnitude_bits,
+                self.tables[index].first_exponent,
+            ),
+        })
     }
 }
 
@@ -44,7 +59,7 @@ impl DecodeTables {
 pub trait TileSink {
     /// The fragments of one group, escapes left out (they are zero). Groups come in order, stripe by stripe.
     fn group(&mut self, group: &Group, fragments: &Fragments);
-    /// One escape, after all groups: the true value of a weight that was zero in its fragment.
+    /// One escape, after all groups: the true value of a weight that was zero in its fragment, a grid value or a float's bits.
     ///
     /// `false` if the sink can tell that it was not zero.
     fn escape(&mut self, row: usize, col: usize, value: i16) -> bool;
@@ -87,7 +102,7 @@ impl TileDecoder {
         let tile = view.header.grid.tile(index);
         let sections = view.tile_sections(index)?;
         if sections.header.predictor == Predictor::Left {
-            let values = decode_tile_reference(view, index, &tables.frequencies)?;
+            let values = decode_tile_reference(view, index, &tables.tables)?;
             feed_values(&values, tile, sink);
             return Ok(());
         }
@@ -108,7 +123,7 @@ impl TileDecoder {
             tile,
             sections,
             field: header.raw_field(&view.header),
-            table: header.has_symbols().then(|| &tables.entries[usize::from(header.table)]),
+            table: tables.of_tile(view, sections),
         };
         let level = *self.level.get_or_insert_with(Level::detect);
         if !decode_fragments(level, &job, &mut self.words, sink) {
@@ -146,7 +161,7 @@ fn feed_values(values: &[i16], tile: Tile, sink: &mut dyn TileSink) {
             if let Some((row, col)) = group.weight(lane, n) {
                 let value = values[(group.row + row) * tile.cols + group.col + col];
                 if fits(value) {
-                    fragments.add_half(lane, n, value_half(value));
+                    fragments.add_half(lane, n, HalfKind::Grid.half_of(value));
                 }
             }
         }
@@ -159,7 +174,19 @@ fn feed_values(values: &[i16], tile: Tile, sink: &mut dyn TileSink) {
 
 /// Decodes the whole grid, row-major `rows x cols`, on all rayon threads, with `level` or the best there is.
 pub fn decode_grid(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
+    check_layout(view, true)?;
+    decode_values(view, level)
+}
+
+/// Decodes all floats of an exact layout to their bits, as [`decode_grid`] does a grid.
+pub fn decode_bits(view: &View, level: Option<Level>) -> Result<Vec<u16>> {
+    check_layout(view, false)?;
+    Ok(decode_values(view, level)?.into_iter().map(i16::cast_unsigned).collect())
+}
+
+fn decode_values(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
     let grid = view.header.grid;
+    let kind = view.header.layout.half_kind();
     let tables = DecodeTables::new(view)?;
     let mut values = zeros(grid.rows().saturating_mul(grid.cols()), view.subject())?;
     let band = grid.tile_rows() * grid.cols();
@@ -171,7 +198,7 @@ pub fn decode_grid(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
             })?;
             for index in down * grid.tiles_across()..(down + 1) * grid.tiles_across() {
                 let tile = grid.tile(index);
-                let mut sink = GridSink { band: &mut *band, cols: grid.cols(), first_col: tile.col };
+                let mut sink = ValueSink { kind, band: &mut *band, cols: grid.cols(), first_col: tile.col };
                 decoder.decode(view, &tables, index, &mut sink)?;
             }
             Ok(())
@@ -190,21 +217,22 @@ pub(super) fn zeros<T: Clone + Default>(len: usize, subject: &str) -> Result<Vec
     Ok(values)
 }
 
-/// Writes grid values row-major.
-struct GridSink<'a> {
+/// Writes values row-major.
+struct ValueSink<'a> {
+    kind: HalfKind,
     band: &'a mut [i16],
     cols: usize,
     first_col: usize,
 }
 
-impl TileSink for GridSink<'_> {
+impl TileSink for ValueSink<'_> {
     fn group(&mut self, group: &Group, fragments: &Fragments) {
         for (row, pairs) in fragments.row_pairs().iter().enumerate().take(group.rows) {
             let at = (group.row + row) * self.cols + self.first_col + group.col;
             let mut values = [0i16; GROUP_COLS];
             for (two, &pair) in values.chunks_exact_mut(2).zip(pairs) {
-                two[0] = half_value(pair & 0xFFFF) as i16;
-                two[1] = half_value(pair >> 16) as i16;
+                two[0] = self.kind.value_of(pair & 0xFFFF);
+                two[1] = self.kind.value_of(pair >> 16);
             }
             self.band[at..at + group.cols].copy_from_slice(&values[..group.cols]);
         }

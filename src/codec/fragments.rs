@@ -1,7 +1,8 @@
-//! Decodes a tile group by group into fragments: the registers of 32 lanes, two FP16-like halves each.
+//! Decodes a tile group by group into fragments: the registers of 32 lanes, two halves each.
 //!
 //! Written once over [`U32x32`]; groups with partial lanes, which only occur at a matrix's edge, go lane by lane.
 
+use super::classes::Classes;
 use super::decode::TileSink;
 use super::header::Layout;
 use super::raw_registers::{raw_registers, PresentLanes};
@@ -13,8 +14,8 @@ use crate::rans::{LANES, STATE_LOWER_BOUND, WORD_BITS};
 use crate::tile::raw_bits::{RawField, RawPart};
 use crate::tile::{Group, Tile, GROUP_COLS, LANE_COLS, LANE_REGISTERS, LANE_WEIGHTS, STRIPE_ROWS};
 
-/// The registers of a group: `[register][lane]`, each two halves (sign at bit 15, magnitude at bit 0), zero outside
-/// the matrix.
+/// The registers of a group: `[register][lane]`, each two halves (a grid value's magnitude at bit 0 and sign at bit 15, or a float),
+/// zero outside the matrix.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Fragments(pub [[u32; LANES]; LANE_REGISTERS]);
@@ -60,7 +61,13 @@ pub(super) struct TileJob<'a> {
     pub sections: &'a TileSections<'a>,
     pub field: RawField,
     /// `None` for a tile without symbols.
-    pub table: Option<&'a EntryTable>,
+    pub table: Option<TileTable<'a>>,
+}
+
+/// What the symbols of one tile mean.
+pub(super) struct TileTable<'a> {
+    pub entries: &'a EntryTable,
+    pub classes: Classes,
 }
 
 /// The words of a tile, copied so that a lane which runs past its own (in a damaged tile) stays inside.
@@ -131,7 +138,7 @@ unsafe fn decode_tile<V: U32x32>(job: &TileJob, words: &[u8], sink: &mut dyn Til
         if !group.lanes_are_whole() {
             fragments = Fragments::zero();
             job.field.read_group(&group, own, |lane, n, half| fragments.add_half(lane, n, half));
-            if let Some(table) = job.table {
+            if let Some(table) = &job.table {
                 partial_lanes(job, table, words, &group, &mut states, &mut offsets, &mut fragments);
             }
         } else {
@@ -140,8 +147,8 @@ unsafe fn decode_tile<V: U32x32>(job: &TileJob, words: &[u8], sink: &mut dyn Til
             // the buffer has room for a word a step.
             unsafe {
                 raw_registers::<V>(&parts, own, &lanes, &mut fragments);
-                if let Some(table) = job.table {
-                    whole_lanes::<V>(job, table, words, &lanes, &mut states, &mut offsets, &mut fragments);
+                if let Some(table) = &job.table {
+                    whole_lanes::<V>(table, words, &lanes, &mut states, &mut offsets, &mut fragments);
                 }
             }
         }
@@ -170,8 +177,7 @@ fn word_offsets(lengths: &[usize; LANES]) -> (LaneArray, [u32; LANES]) {
 /// As for all of [`U32x32`]; `words` has room for a word a step of every lane.
 #[inline(always)]
 unsafe fn whole_lanes<V: U32x32>(
-    job: &TileJob,
-    table: &EntryTable,
+    table: &TileTable,
     words: &[u8],
     lanes: &PresentLanes,
     states: &mut LaneArray,
@@ -180,13 +186,13 @@ unsafe fn whole_lanes<V: U32x32>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let constants = StepConstants::<V>::new(table);
+        let constants = StepConstants::<V>::new(table.entries);
         let mut vectors = LaneVectors::<V>::new(states, offsets);
         if lanes.all {
-            pop_group(job, &constants, words, &mut vectors, None, fragments);
+            pop_group(table.classes, &constants, words, &mut vectors, None, fragments);
         } else {
             let present = V::load(lanes.present.0.as_ptr()).nonzero();
-            pop_group(job, &constants, words, &mut vectors, Some(present), fragments);
+            pop_group(table.classes, &constants, words, &mut vectors, Some(present), fragments);
         }
         vectors.save(states, offsets);
     }
@@ -194,19 +200,21 @@ unsafe fn whole_lanes<V: U32x32>(
 
 #[inline(always)]
 unsafe fn pop_group<V: U32x32>(
-    job: &TileJob,
+    classes: Classes,
     constants: &StepConstants<V>,
     words: &[u8],
     vectors: &mut LaneVectors<V>,
     active: Option<V::Mask>,
     fragments: &mut Fragments,
 ) {
-    let raw_bits = job.sections.header.raw_magnitude_bits;
     // SAFETY: the caller's; registers and lanes are in range.
     unsafe {
-        match job.layout {
-            Layout::Fast => pop_fast(constants, words, vectors, active, raw_bits, fragments),
-            Layout::Small => pop_small(constants, words, vectors, active, raw_bits, fragments),
+        match classes {
+            Classes::Fast { raw_bits } => pop_fast(constants, words, vectors, active, raw_bits, fragments),
+            Classes::Small { raw_bits } => pop_small(constants, words, vectors, active, raw_bits, fragments),
+            Classes::Exponents { mantissa_bits, first } => {
+                pop_exponents(constants, words, vectors, active, mantissa_bits, first, fragments);
+            }
         }
     }
 }
@@ -279,7 +287,35 @@ unsafe fn pop_small<V: U32x32>(
     }
 }
 
-/// An entry's symbol bits for a layout: the inverse is in [`pop_fast`] and [`pop_small`].
+/// 16 symbols of two exponents.
+#[inline(always)]
+unsafe fn pop_exponents<V: U32x32>(
+    constants: &StepConstants<V>,
+    words: &[u8],
+    vectors: &mut LaneVectors<V>,
+    active: Option<V::Mask>,
+    mantissa_bits: u32,
+    first: u32,
+    fragments: &mut Fragments,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (class, one, four) = (V::splat(0x000F_000F), V::splat(0x0001_0001), V::splat(4));
+        let (before_first, shift) = (V::splat(first - 1), V::splat(mantissa_bits));
+        for (register, halves) in fragments.0.iter_mut().enumerate() {
+            if register % 2 == 0 {
+                vectors.open_window(words.as_ptr());
+            }
+            let classes = vectors.step(constants, active).and(class);
+            // 15 more carries into the fifth bit of a half unless its class is 0. No sum or product leaves its half: an
+            // exponent is at most 255.
+            let normal = classes.add(class).shr(four).and(one);
+            merge(halves, classes.add(normal.mul(before_first)).shl(shift), active);
+        }
+    }
+}
+
+/// An entry's symbol bits for a layout: the inverse is in [`pop_fast`], [`pop_small`] and [`pop_exponents`].
 pub(super) fn spread(layout: Layout, symbol: u8) -> u32 {
     let symbol = u32::from(symbol);
     match layout {
@@ -287,7 +323,7 @@ pub(super) fn spread(layout: Layout, symbol: u8) -> u32 {
             let class = |index: u32| symbol >> (2 * index) & 3;
             class(0) | class(2) << 2 | class(1) << 16 | class(3) << 18
         }
-        Layout::Small => (symbol & 0xF) | (symbol & 0xF0) << 12,
+        Layout::Small | Layout::ExactBf16 | Layout::ExactFp16 => (symbol & 0xF) | (symbol & 0xF0) << 12,
     }
 }
 
@@ -296,7 +332,7 @@ fn gather_symbol(layout: Layout, entry: u32) -> u8 {
     let bits = |at: u32, count: u32| entry >> at & ((1 << count) - 1);
     let symbol = match layout {
         Layout::Fast => bits(0, 2) | bits(16, 2) << 2 | bits(2, 2) << 4 | bits(18, 2) << 6,
-        Layout::Small => bits(0, 4) | bits(16, 4) << 4,
+        Layout::Small | Layout::ExactBf16 | Layout::ExactFp16 => bits(0, 4) | bits(16, 4) << 4,
     };
     symbol as u8
 }
@@ -304,7 +340,7 @@ fn gather_symbol(layout: Layout, entry: u32) -> u8 {
 /// Pops the symbols of a group in which lanes own some of their weights.
 fn partial_lanes(
     job: &TileJob,
-    table: &EntryTable,
+    table: &TileTable,
     words: &[u8],
     group: &Group,
     states: &mut LaneArray,
@@ -317,7 +353,7 @@ fn partial_lanes(
             if !group.has_symbol(lane, first, count) {
                 continue;
             }
-            let (entry, mut state) = table.advance(states.0[lane]);
+            let (entry, mut state) = table.entries.advance(states.0[lane]);
             if state < STATE_LOWER_BOUND {
                 let at = offsets.0[lane] as usize;
                 state = state << WORD_BITS | u32::from(u16::from_le_bytes([words[at], words[at + 1]]));
@@ -326,8 +362,7 @@ fn partial_lanes(
             states.0[lane] = state;
             let symbol = gather_symbol(job.layout, entry);
             for index in (0..count).filter(|index| group.weight(lane, first + index).is_some()) {
-                let raw_bits = job.sections.header.raw_magnitude_bits;
-                fragments.add_half(lane, first + index, job.layout.symbol_half(symbol, index, raw_bits));
+                fragments.add_half(lane, first + index, table.classes.symbol_half(symbol, index));
             }
         }
     }

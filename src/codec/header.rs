@@ -1,9 +1,13 @@
 //! The fixed header of a compressed tensor.
 
+use std::ops::RangeInclusive;
+
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::classes::WINDOW;
+use super::half_kind::HalfKind;
 use crate::error::{Error, Result};
-use crate::tile::raw_bits::RawField;
+use crate::tile::raw_bits::{RawField, MAX_RAW_BITS};
 use crate::tile::TileGrid;
 
 /// The first bytes of every header.
@@ -20,45 +24,82 @@ pub enum Layout {
     Fast,
     /// One weight a symbol, sign and 7 bits of magnitude: the fewest bits.
     Small,
+    /// BF16 weights bit for bit: two exponents a symbol; sign and mantissa are raw.
+    ExactBf16,
+    /// FP16 weights bit for bit, likewise.
+    ExactFp16,
 }
 
 impl Layout {
+    /// All layouts, by their code in a header.
+    pub const ALL: [Self; 4] = [Self::Fast, Self::Small, Self::ExactBf16, Self::ExactFp16];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Small => "small",
+            Self::ExactBf16 => "exact_bf16",
+            Self::ExactFp16 => "exact_fp16",
+        }
+    }
+
+    /// How its halves are read.
+    pub(crate) fn half_kind(self) -> HalfKind {
+        match self {
+            Self::Fast | Self::Small => HalfKind::Grid,
+            Self::ExactBf16 => HalfKind::Bf16,
+            Self::ExactFp16 => HalfKind::Fp16,
+        }
+    }
+
+    /// Whether its weights are grid values times a scale. The others are floats, bit for bit.
+    pub fn is_grid(self) -> bool {
+        self.half_kind().is_grid()
+    }
+
     /// Weights that one symbol covers.
     pub fn weights_per_symbol(self) -> usize {
         match self {
             Self::Fast => 4,
             Self::Small => 1,
+            Self::ExactBf16 | Self::ExactFp16 => 2,
         }
     }
 
-    /// Bits of the magnitude that a symbol carries for each of its weights.
-    pub fn class_bits(self) -> u32 {
-        match self {
-            Self::Fast => 2,
-            Self::Small => 7,
-        }
-    }
-
-    /// The raw bits beside a symbol, for `magnitude_bits` low bits of the magnitude.
+    /// The raw bits beside a symbol, for `magnitude_bits` low bits below the sign.
     pub fn raw_field(self, magnitude_bits: u32) -> RawField {
-        RawField { magnitude_bits, signed: self == Self::Fast }
+        RawField { magnitude_bits, signed: self != Self::Small }
     }
 
-    /// The most raw magnitude bits: class and raw bits together fit an FP16 subnormal.
-    pub fn max_raw_magnitude_bits(self) -> u32 {
-        10 - self.class_bits()
+    /// How many raw bits below the sign a tile may have: with symbols, class and raw bits together fit an FP16 subnormal, or are
+    /// a float.
+    pub fn raw_magnitude_bits(self, has_symbols: bool) -> RangeInclusive<u32> {
+        match (self, has_symbols) {
+            (Self::Fast, true) => 0..=8,
+            (Self::Small, true) => 0..=3,
+            (Self::ExactBf16, true) => 7..=7,
+            (Self::ExactFp16, true) => 10..=10,
+            (Self::Fast | Self::Small, false) => 0..=MAX_RAW_BITS - 1,
+            (Self::ExactBf16 | Self::ExactFp16, false) => 0..=0,
+        }
     }
 
-    /// Magnitudes from here on are escapes.
-    pub fn escape_from(self, magnitude_bits: u32) -> u32 {
-        1 << (self.class_bits() + magnitude_bits)
+    /// The exponents that class 1 may stand for; none where classes are no exponents.
+    pub(crate) fn first_exponents(self) -> Option<RangeInclusive<u32>> {
+        let largest = match self {
+            Self::Fast | Self::Small => return None,
+            Self::ExactBf16 => 255,
+            Self::ExactFp16 => 31,
+        };
+        Some(1..=largest + 1 - WINDOW)
     }
 
     /// Frequencies of a table sum to two to this power.
     pub fn scale_bits(self) -> u32 {
         match self {
             Self::Fast => 11,
-            Self::Small => 12,
+            Self::Small | Self::ExactBf16 | Self::ExactFp16 => 12,
         }
     }
 
@@ -66,28 +107,25 @@ impl Layout {
     pub fn frequency_cap(self) -> u16 {
         match self {
             Self::Fast => 511,
-            Self::Small => 4095,
+            Self::Small | Self::ExactBf16 | Self::ExactFp16 => 4095,
         }
     }
 
-    /// The symbol of up to four halves with `magnitude_bits` raw bits each.
-    pub(crate) fn symbol(self, halves: &[u32], magnitude_bits: u32) -> u8 {
+    fn code(self) -> u8 {
         match self {
-            Self::Fast => halves.iter().enumerate().fold(0, |symbol, (index, half)| {
-                symbol | ((half >> magnitude_bits & 3) << (2 * index)) as u8
-            }),
-            Self::Small => halves
-                .first()
-                .map_or(0, |half| (half >> magnitude_bits & 0x7F) as u8 | (half >> 8 & 0x80) as u8),
+            Self::Fast => 0,
+            Self::Small => 1,
+            Self::ExactBf16 => 2,
+            Self::ExactFp16 => 3,
         }
     }
 
-    /// The bits of a half that weight `index` of `symbol` sets.
-    pub(crate) fn symbol_half(self, symbol: u8, index: usize, magnitude_bits: u32) -> u32 {
-        let symbol = u32::from(symbol);
+    /// Whether tensors of this dtype can be coded in it.
+    pub(super) fn takes(self, dtype: SourceDtype) -> bool {
         match self {
-            Self::Fast => (symbol >> (2 * index) & 3) << magnitude_bits,
-            Self::Small => (symbol & 0x7F) << magnitude_bits | (symbol & 0x80) << 8,
+            Self::Fast | Self::Small => true,
+            Self::ExactBf16 => dtype != SourceDtype::F16,
+            Self::ExactFp16 => dtype != SourceDtype::BF16,
         }
     }
 }
@@ -172,10 +210,6 @@ impl Header {
 
     /// The header's bytes.
     pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
-        let layout = match self.layout {
-            Layout::Fast => 0,
-            Layout::Small => 1,
-        };
         let granularity = match self.scale_granularity {
             ScaleGranularity::Tensor => 0,
             ScaleGranularity::Row => 1,
@@ -183,7 +217,7 @@ impl Header {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend(MAGIC);
         bytes.extend(FORMAT_VERSION.to_le_bytes());
-        bytes.extend([layout, self.dtype.code()]);
+        bytes.extend([self.layout.code(), self.dtype.code()]);
         bytes.extend((self.grid.rows() as u32).to_le_bytes());
         bytes.extend((self.grid.cols() as u32).to_le_bytes());
         bytes.extend((self.grid.tile_rows() as u16).to_le_bytes());
@@ -224,16 +258,21 @@ impl Header {
         if field(48, 8) != xxh3_64(&bytes[..48]) {
             return Err(corrupt("the header fails its checksum (file damaged?)".into()));
         }
-        let layout = match bytes[6] {
-            0 => Layout::Fast,
-            1 => Layout::Small,
-            other => return Err(corrupt(format!("layout code {other}, wanted 0 or 1"))),
-        };
+        let layout = *Layout::ALL
+            .get(usize::from(bytes[6]))
+            .ok_or_else(|| corrupt(format!("layout code {}, wanted 0 to 3", bytes[6])))?;
+        let dtype = SourceDtype::from_code(bytes[7], subject)?;
+        if !layout.takes(dtype) {
+            return Err(corrupt(format!("dtype {dtype:?} in layout {}", layout.name())));
+        }
         let scale_granularity = match bytes[21] {
             0 => ScaleGranularity::Tensor,
             1 => ScaleGranularity::Row,
             other => return Err(corrupt(format!("scale granularity {other}, wanted 0 or 1"))),
         };
+        if !layout.is_grid() && scale_granularity != ScaleGranularity::Tensor {
+            return Err(corrupt(format!("scale granularity 1, wanted 0 in layout {}", layout.name())));
+        }
         let scale_bits = u32::from(bytes[20]);
         if scale_bits != layout.scale_bits() {
             return Err(corrupt(format!("scale bits {scale_bits}, wanted {}", layout.scale_bits())));
@@ -246,7 +285,7 @@ impl Header {
         };
         Ok(Self {
             layout,
-            dtype: SourceDtype::from_code(bytes[7], subject)?,
+            dtype,
             grid: TileGrid::new(size(8, 4)?, size(12, 4)?, size(16, 2)?, size(18, 2)?, subject)
                 .map_err(|error| corrupt(error.to_string()).about(subject))?,
             scale_bits,

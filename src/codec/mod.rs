@@ -1,14 +1,20 @@
-//! A matrix on an integer grid to compressed buffers and back, exactly.
+//! A matrix on an integer grid, or of BF16 or FP16 weights as they are, to compressed buffers and back, exactly.
 //!
 //! Quantizing (lossy) is [`crate::quantize`]'s work; this module is exact. It knows no file: the container is
 //! [`crate::checkpoint`]'s.
 
 mod buffers;
+mod classes;
+mod coded_table;
 mod decode;
 mod encode;
+mod encode_tile;
+mod exact;
 mod fragments;
+mod half_kind;
 mod header;
 mod plan;
+mod plan_exact;
 mod raw_registers;
 mod reference;
 mod step;
@@ -16,30 +22,18 @@ mod tensor;
 mod tile_payload;
 
 pub use buffers::{Buffers, View, BUFFER_NAMES};
-pub use decode::{decode_grid, DecodeTables, Level, TileDecoder, TileSink};
-pub use encode::{encode, EncodeOptions};
+#[cfg(test)]
+pub(crate) use classes::Classes;
+pub(crate) use coded_table::CodedTable;
+pub use decode::{decode_bits, decode_grid, DecodeTables, Level, TileDecoder, TileSink};
+pub use encode::{encode, encode_exact, EncodeOptions};
+pub use exact::{ExactMatrix, Inexact};
 pub use fragments::Fragments;
+pub(crate) use half_kind::HalfKind;
 pub use header::{Header, Layout, ScaleGranularity, SourceDtype, FORMAT_VERSION, HEADER_BYTES, MAGIC};
 pub use plan::TileShape;
-pub use reference::decode_grid_reference;
+pub use reference::{decode_bits_reference, decode_grid_reference};
 pub use step::{solve_exponent, RateSample, StepRule, BUDGET_RANGE};
 pub(crate) use tensor::raw_bytes;
 pub use tensor::{decompress, grid_entropy, CompressedTensor, Matrix, TensorStats};
 pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};
-
-/// The value of an FP16-like half: sign at bit 15, magnitude at bit 0.
-#[inline]
-pub(crate) fn half_value(half: u32) -> i32 {
-    let magnitude = (half & 0x7FFF) as i32;
-    if half & 0x8000 == 0 {
-        magnitude
-    } else {
-        -magnitude
-    }
-}
-
-/// The FP16-like half of a value whose magnitude fits.
-#[inline]
-pub(crate) fn value_half(value: i16) -> u32 {
-    u32::from(value.unsigned_abs()) | if value < 0 { 0x8000 } else { 0 }
-}

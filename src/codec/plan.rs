@@ -2,16 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::encode::TileValues;
+use super::classes::Classes;
+use super::coded_table::CodedTable;
+use super::encode_tile::{Escapes, TileValues};
 use super::header::Layout;
 use super::reference::apply_left;
 use super::tile_payload::Predictor;
-use super::value_half;
-use crate::rans::{FrequencyTable, LANES, SYMBOLS};
-use crate::tile::{Tile, TileGrid, GROUP_COLS, LANE_WEIGHTS, MAX_TILE_CELLS, STRIPE_ROWS};
+use crate::rans::{FrequencyTable, SYMBOLS};
+use crate::tile::{Tile, TileGrid, GROUP_COLS, MAX_TILE_CELLS, STRIPE_ROWS};
 
 /// Rough size of a stored frequency table: what a further table must save.
-const TABLE_BITS: f64 = 2200.0;
+pub(super) const TABLE_BITS: f64 = 2200.0;
 /// Bits of an escape: position and an 8-bit value.
 const ESCAPE_BITS: f64 = 24.0;
 /// LEFT is taken where its bits are below this share of the plain ones. Weights have no correlation worth coding, and a
@@ -39,20 +40,25 @@ impl TileShape {
     /// A tile costs about 110 bytes of states, lane lengths and header whatever it holds: 0.06 bit a weight at
     /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once: a matrix that gives
     /// a large GPU only a few tiles a multiprocessor is cut into twice as many. Where single rows are looked up
-    /// (`row_access`, an embedding) a tile is one stripe high.
+    /// (`row_access`, an embedding) a tile is one stripe high; of floats as many as hold more than 8192 weights, since what
+    /// a tile costs is most of what they take over their entropy.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let target = match layout {
             Layout::Fast if !row_access && FEW_TILES.contains(&rows.saturating_mul(cols)) => 1 << 13,
-            Layout::Fast => 1 << 14,
             Layout::Small => 48 << 10,
+            Layout::Fast | Layout::ExactBf16 | Layout::ExactFp16 => 1 << 14,
         };
         let widest = (target / STRIPE_ROWS).min(2048);
         let pieces = cols.div_ceil(widest);
         let tile_cols = cols.div_ceil(pieces).next_multiple_of(GROUP_COLS);
         let stripe = STRIPE_ROWS * tile_cols;
         // Where several tiles make a band, a GPU adds their products up stripe by stripe: a stripe is a tile.
-        let one_stripe = row_access || pieces > 1;
-        let stripes = if one_stripe { 1 } else { ((target + stripe / 2) / stripe).max(1) };
+        let stripes = match row_access {
+            _ if pieces > 1 => 1,
+            true if layout.is_grid() => 1,
+            true => (target / 2 + 1).div_ceil(stripe),
+            false => ((target + stripe / 2) / stripe).max(1),
+        };
         let most = (MAX_TILE_CELLS / stripe).max(1);
         let tile_rows = STRIPE_ROWS * stripes.min(rows.div_ceil(STRIPE_ROWS)).min(most);
         Self { rows: tile_rows, cols: tile_cols }
@@ -70,7 +76,7 @@ pub(super) struct TileChoice {
 /// Choices for all tiles and the tables they use.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub tables: Vec<FrequencyTable>,
+    pub tables: Vec<CodedTable>,
     pub choices: Vec<TileChoice>,
 }
 
@@ -101,17 +107,25 @@ pub(super) fn plan(values: &[i16], grid: &TileGrid, layout: Layout, allow_left: 
         let mut members: Vec<usize> = (0..tiles.len()).filter(|&index| assigned[index] == width).collect();
         members.sort_by(|&a, &b| profiles[a].mean_magnitude.total_cmp(&profiles[b].mean_magnitude));
         let sorted: Vec<&[usize]> = members.chunks(members.len().div_ceil(bins).max(1)).collect();
-        let counts = sorted.iter().map(|bin| symbol_counts(values, grid, bin, &choices, layout)).collect();
-        let groups = merge_neighbours(counts);
+        let classes = Classes::new(layout, width, 0);
+        let counts =
+            sorted.iter().map(|bin| symbol_counts(values, grid, bin, &choices, layout, classes)).collect();
+        let groups = merge_neighbours(counts, ideal_bits, MOST_TABLES, TABLE_BITS);
         let mut sorted = sorted.into_iter();
         for (width_in_bins, counts) in groups {
             for &member in sorted.by_ref().take(width_in_bins).flatten() {
                 choices[member].table = tables.len();
             }
-            tables.push(FrequencyTable::from_counts(&counts, layout.scale_bits(), layout.frequency_cap()));
+            tables.push(coded_table(&counts, layout, 0));
         }
     }
     Plan { tables, choices }
+}
+
+/// The best table for these counts.
+pub(super) fn coded_table(counts: &[u64; SYMBOLS], layout: Layout, first_exponent: u32) -> CodedTable {
+    let frequencies = FrequencyTable::from_counts(counts, layout.scale_bits(), layout.frequency_cap());
+    CodedTable { frequencies, first_exponent }
 }
 
 fn profile(values: &[i16], grid: &TileGrid, tile: &Tile, layout: Layout, allow_left: bool) -> Profile {
@@ -141,7 +155,7 @@ fn profile_values(values: &[i16], layout: Layout, predictor: Predictor) -> Profi
             None => counts.beyond += 1,
         }
     }
-    let bits = (0..=layout.max_raw_magnitude_bits()).map(|raw| expected_bits(&counts, layout, raw)).collect();
+    let bits = layout.raw_magnitude_bits(true).map(|raw| expected_bits(&counts, layout, raw)).collect();
     Profile { predictor, mean_magnitude: sum as f64 / values.len().max(1) as f64, bits }
 }
 
@@ -155,7 +169,8 @@ struct SignedCounts {
 
 /// Bits of a tile whose classes are independent and ideally coded.
 fn expected_bits(counts: &SignedCounts, layout: Layout, raw: u32) -> f64 {
-    let escape_from = layout.escape_from(raw) as usize;
+    let classes = Classes::new(layout, raw, 0);
+    let escape_from = (0..MAGNITUDES as u32).take_while(|&magnitude| classes.hold(magnitude)).count();
     let classes_of = |side: &[u32]| -> Vec<u32> {
         side[..escape_from].chunks(1 << raw).map(|class| class.iter().sum()).collect()
     };
@@ -165,17 +180,13 @@ fn expected_bits(counts: &SignedCounts, layout: Layout, raw: u32) -> f64 {
     // An escape is coded as zero.
     classes[0] += escapes;
     let negative = classes_of(&counts.negative);
-    let sign_bits = match layout {
-        // The sign is raw.
-        Layout::Fast => {
-            classes.iter_mut().zip(&negative).for_each(|(class, negative)| *class += negative);
-            1
-        }
+    let sign_bits = if layout.raw_field(raw).signed {
+        classes.iter_mut().zip(&negative).for_each(|(class, negative)| *class += negative);
+        1
+    } else {
         // The sign is part of the symbol.
-        Layout::Small => {
-            classes.extend(negative);
-            0
-        }
+        classes.extend(negative);
+        0
     };
     let weights: u32 = classes.iter().sum();
     entropy_bits(&classes) + f64::from(weights * (raw + sign_bits)) + f64::from(escapes) * ESCAPE_BITS
@@ -223,72 +234,63 @@ fn cheapest(profile: &Profile, widths: &[u32]) -> (u32, f64) {
         .unwrap_or((0, f64::INFINITY))
 }
 
-/// Symbol counts over the tiles `members`.
-fn symbol_counts(
+/// Symbol counts over the tiles `members`, which share their classes.
+pub(super) fn symbol_counts(
     values: &[i16],
     grid: &TileGrid,
     members: &[usize],
     choices: &[TileChoice],
     layout: Layout,
+    classes: Classes,
 ) -> [u64; SYMBOLS] {
-    let add = |mut a: [u64; SYMBOLS], b: [u64; SYMBOLS]| {
-        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-        a
+    let count = |counts: [u64; SYMBOLS], &index: &usize| {
+        let mut own = TileValues::cut(values, grid, &grid.tile(index));
+        own.predict(choices[index].predictor);
+        add_tile_counts(counts, &own, &grid.tile(index), layout, classes)
     };
-    members
-        .par_iter()
-        .map(|&index| tile_symbol_counts(values, grid, &grid.tile(index), choices[index], layout))
-        .reduce(|| [0; SYMBOLS], add)
+    members.par_iter().fold(|| [0; SYMBOLS], count).reduce(|| [0; SYMBOLS], add_counts)
 }
 
-fn tile_symbol_counts(
-    values: &[i16],
-    grid: &TileGrid,
+fn add_counts(mut a: [u64; SYMBOLS], b: [u64; SYMBOLS]) -> [u64; SYMBOLS] {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    a
+}
+
+fn add_tile_counts(
+    mut counts: [u64; SYMBOLS],
+    own: &TileValues,
     tile: &Tile,
-    choice: TileChoice,
     layout: Layout,
+    classes: Classes,
 ) -> [u64; SYMBOLS] {
-    let mut counts = [0; SYMBOLS];
-    let mut own = TileValues::cut(values, grid, tile);
-    own.predict(choice.predictor);
-    let escape_from = layout.escape_from(choice.raw_magnitude_bits);
-    let count = layout.weights_per_symbol();
-    let halves: Vec<u32> = own
-        .values
-        .iter()
-        .map(|value| if u32::from(value.unsigned_abs()) < escape_from { value_half(*value) } else { 0 })
-        .collect();
-    for group in tile.groups() {
-        for lane in 0..LANES {
-            for first in (0..LANE_WEIGHTS).step_by(count) {
-                if !group.is_full() && !group.has_symbol(lane, first, count) {
-                    continue;
-                }
-                let symbol = own.symbol(&halves, &group, lane, first, layout, choice.raw_magnitude_bits);
-                counts[usize::from(symbol)] += 1;
-            }
-        }
-    }
+    let halves = Escapes::split(&own.values, layout.half_kind(), |half| classes.hold(half)).halves;
+    own.symbols_backwards(&halves, tile, layout, classes, |_, symbol| counts[usize::from(symbol)] += 1);
     counts
 }
 
-/// Merges neighbouring bins while a table of their own saves less than it costs. Gives, in order, how many bins
-/// each group has and its counts.
-fn merge_neighbours(bins: Vec<[u64; SYMBOLS]>) -> Vec<(usize, [u64; SYMBOLS])> {
-    let cost = |counts: &[u64; SYMBOLS]| {
-        let total: u64 = counts.iter().sum();
-        counts
-            .iter()
-            .filter(|&&count| count > 0)
-            .map(|&count| count as f64 * (total as f64 / count as f64).log2())
-            .sum::<f64>()
-    };
+/// Bits of `counts`, ideally coded, over all of them.
+pub(super) fn ideal_bits(counts: &[u64; SYMBOLS]) -> f64 {
+    let total: u64 = counts.iter().sum();
+    counts
+        .iter()
+        .filter(|&&count| count > 0)
+        .map(|&count| count as f64 * (total as f64 / count as f64).log2())
+        .sum()
+}
+
+/// Merges neighbouring bins of counts while there are more than `most`, or while a table of their own saves less than
+/// `least_saving` bits by `cost`. Gives, in order, how many bins each group has and its counts.
+pub(super) fn merge_neighbours(
+    bins: Vec<[u64; SYMBOLS]>,
+    cost: impl Fn(&[u64; SYMBOLS]) -> f64,
+    most: usize,
+    least_saving: f64,
+) -> Vec<(usize, [u64; SYMBOLS])> {
     let mut groups: Vec<(usize, [u64; SYMBOLS], f64)> =
         bins.into_iter().map(|counts| (1, counts, cost(&counts))).collect();
     while groups.len() > 1 {
         let merged = |index: usize| {
-            let mut counts = groups[index].1;
-            counts.iter_mut().zip(groups[index + 1].1).for_each(|(a, b)| *a += b);
+            let counts = add_counts(groups[index].1, groups[index + 1].1);
             let together = cost(&counts);
             (index, counts, together, together - groups[index].2 - groups[index + 1].2)
         };
@@ -297,7 +299,7 @@ fn merge_neighbours(bins: Vec<[u64; SYMBOLS]>) -> Vec<(usize, [u64; SYMBOLS])> {
         else {
             break;
         };
-        if loss >= TABLE_BITS {
+        if loss >= least_saving && groups.len() <= most {
             break;
         }
         let width = groups[index].0 + groups[index + 1].0;

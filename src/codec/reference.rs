@@ -1,18 +1,43 @@
 //! The reference decoder of a tensor: the definition of the format, one weight at a time, never optimized.
 
 use super::buffers::View;
+use super::classes::Classes;
+use super::coded_table::CodedTable;
 use super::decode::{escape_conflict, zeros};
-use super::half_value;
 use super::tile_payload::{Predictor, TileSections};
 use crate::error::{Error, Result};
 use crate::rans::decoder::LaneDecoder;
-use crate::rans::{FrequencyTable, LANES};
+use crate::rans::LANES;
 use crate::tile::{Tile, LANE_COLS, LANE_WEIGHTS};
 
 /// Decodes the whole grid, row-major `rows x cols`.
 pub fn decode_grid_reference(view: &View) -> Result<Vec<i16>> {
+    check_layout(view, true)?;
+    decode_values_reference(view)
+}
+
+/// Decodes all floats of an exact layout to their bits, row-major `rows x cols`.
+pub fn decode_bits_reference(view: &View) -> Result<Vec<u16>> {
+    check_layout(view, false)?;
+    Ok(decode_values_reference(view)?.into_iter().map(i16::cast_unsigned).collect())
+}
+
+/// Refuses a tensor on a grid where floats are wanted, and floats where a grid is; floats must have the scale 1.
+pub(super) fn check_layout(view: &View, grid_wanted: bool) -> Result<()> {
+    let layout = view.header.layout;
+    if layout.is_grid() != grid_wanted {
+        let wanted = if grid_wanted { "a grid (use decode_bits)" } else { "floats (use decode_grid)" };
+        return Err(Error::invalid(view.subject(), format!("layout {}, wanted {wanted}", layout.name())));
+    }
+    if !grid_wanted {
+        view.scales()?;
+    }
+    Ok(())
+}
+
+fn decode_values_reference(view: &View) -> Result<Vec<i16>> {
     let grid = view.header.grid;
-    let tables = view.frequency_tables()?;
+    let tables = view.tables()?;
     let mut values = zeros(grid.rows().saturating_mul(grid.cols()), view.subject())?;
     for index in 0..grid.tile_count() {
         let tile = grid.tile(index);
@@ -26,12 +51,9 @@ pub fn decode_grid_reference(view: &View) -> Result<Vec<i16>> {
 }
 
 /// Decodes one tile, row-major within the tile.
-pub(super) fn decode_tile_reference(
-    view: &View,
-    index: usize,
-    tables: &[FrequencyTable],
-) -> Result<Vec<i16>> {
+pub(super) fn decode_tile_reference(view: &View, index: usize, tables: &[CodedTable]) -> Result<Vec<i16>> {
     let tile = view.header.grid.tile(index);
+    let kind = view.header.layout.half_kind();
     let sections = view.tile_sections(index)?;
     let mut halves = vec![0u32; tile.weights()];
     read_raw_bits(view, &sections, &tile, &mut halves);
@@ -39,7 +61,7 @@ pub(super) fn decode_tile_reference(
         let table = &tables[usize::from(sections.header.table)];
         read_symbols(view, &sections, &tile, table, &mut halves)?;
     }
-    let mut values: Vec<i16> = halves.iter().map(|&half| half_value(half) as i16).collect();
+    let mut values: Vec<i16> = halves.iter().map(|&half| kind.value_of(half)).collect();
     for (position, value) in sections.escapes() {
         if std::mem::replace(&mut values[position], value) != 0 {
             return Err(escape_conflict(view, &tile));
@@ -69,10 +91,12 @@ fn read_symbols(
     view: &View,
     sections: &TileSections,
     tile: &Tile,
-    table: &FrequencyTable,
+    table: &CodedTable,
     halves: &mut [u32],
 ) -> Result<()> {
     let layout = view.header.layout;
+    let classes = Classes::new(layout, sections.header.raw_magnitude_bits, table.first_exponent);
+    let table = &table.frequencies;
     let symbol_of_slot = table.symbol_of_slot();
     let words: Vec<u16> =
         sections.words.chunks_exact(2).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]])).collect();
@@ -97,7 +121,7 @@ fn read_symbols(
                 for index in 0..count {
                     if let Some((row, col)) = group.weight(lane, first + index) {
                         halves[(group.row + row) * tile.cols + group.col + col] |=
-                            layout.symbol_half(symbol, index, sections.header.raw_magnitude_bits);
+                            classes.symbol_half(symbol, index);
                     }
                 }
             }

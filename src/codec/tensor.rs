@@ -1,16 +1,20 @@
 //! A tch matrix to compressed buffers and back, in its own dtype.
 
+use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use super::buffers::Buffers;
-use super::decode::{decode_grid, zeros};
-use super::encode::{encode, EncodeOptions};
+use super::buffers::{Buffers, View};
+use super::decode::{decode_bits, decode_grid, zeros};
+use super::encode::{encode, encode_exact, EncodeOptions};
+use super::exact::ExactMatrix;
 use super::header::{Layout, SourceDtype};
+use super::plan_exact::exponent_entropy;
 use super::step::StepRule;
 use crate::error::{Error, Result, TorchContext};
 use crate::quantize::{dequantize_row, Distortion, Quantized};
+use crate::tile::STRIPE_ROWS;
 
 /// A matrix in compressed form.
 ///
@@ -42,8 +46,11 @@ pub struct TensorStats {
     pub compressed_bytes: usize,
     /// `8 * compressed_bytes / weights`.
     pub bits_per_weight: f64,
-    /// Order-0 entropy of the grid values, bits a weight.
-    pub grid_entropy_bits: f64,
+    /// Order-0 entropy of the grid values, bits a weight; none where there is no grid.
+    pub grid_entropy_bits: Option<f64>,
+    /// In the exact layouts, what the grid's entropy is elsewhere: order-0 entropy of the exponents, and sign and mantissa as they
+    /// are, bits a weight.
+    pub exponent_entropy_and_raw_bits: Option<f64>,
     /// Signal-to-noise ratio, dB.
     pub snr_db: f64,
     /// Largest absolute error.
@@ -60,11 +67,26 @@ impl TensorStats {
         original_bytes: 0,
         compressed_bytes: 0,
         bits_per_weight: 0.0,
-        grid_entropy_bits: 0.0,
+        grid_entropy_bits: None,
+        exponent_entropy_and_raw_bits: None,
         snr_db: 0.0,
         max_error: 0.0,
         distortion: Distortion { signal: 0.0, noise: 0.0, max_error: 0.0 },
     };
+
+    /// All but the entropy.
+    fn of_sizes(weights: usize, dtype: SourceDtype, buffers: &Buffers, distortion: Distortion) -> Self {
+        Self {
+            weights,
+            original_bytes: weights * dtype.bytes(),
+            compressed_bytes: buffers.total_bytes(),
+            bits_per_weight: 8.0 * buffers.total_bytes() as f64 / weights as f64,
+            snr_db: distortion.snr_db(),
+            max_error: distortion.max_error,
+            distortion,
+            ..Self::EMPTY
+        }
+    }
 }
 
 impl CompressedTensor {
@@ -92,17 +114,39 @@ impl CompressedTensor {
         let values = &quantized.values;
         let buffers = encode_smallest(tensor_path, matrix, quantized, options)?;
         let distortion = quantized.distortion(&matrix.weights, matrix.shape[1]);
-        let weights = values.len();
-        let stats = TensorStats {
-            weights,
-            original_bytes: weights * matrix.dtype.bytes(),
-            compressed_bytes: buffers.total_bytes(),
-            bits_per_weight: 8.0 * buffers.total_bytes() as f64 / weights as f64,
-            grid_entropy_bits: grid_entropy(values),
-            snr_db: distortion.snr_db(),
-            max_error: distortion.max_error,
-            distortion,
-        };
+        let sizes = TensorStats::of_sizes(values.len(), matrix.dtype, &buffers, distortion);
+        let stats = TensorStats { grid_entropy_bits: Some(grid_entropy(values)), ..sizes };
+        Ok(Self { tensor_path: tensor_path.to_owned(), buffers, stats })
+    }
+
+    /// Encodes `weight`, a matrix in BF16 or FP16, or one in FP32 that is exactly such, bit for bit: whatever NaN or infinity it
+    /// holds. `options.layout` is not asked: the dtype says which of the exact layouts it is.
+    ///
+    /// Errors where the tensor is no such matrix; `Unsupported` where FP32 weights have more bits.
+    ///
+    /// ```
+    /// use codecllm::codec::{CompressedTensor, EncodeOptions};
+    /// use tch::{Device, Kind, Tensor};
+    /// let weight = Tensor::randn([64, 128], (Kind::BFloat16, Device::Cpu));
+    /// let compressed = CompressedTensor::compress_exact("w", &weight, EncodeOptions::default())?;
+    /// assert_eq!(compressed.decompress()?, weight);
+    /// # Ok::<(), codecllm::Error>(())
+    /// ```
+    pub fn compress_exact(tensor_path: &str, weight: &Tensor, options: EncodeOptions) -> Result<Self> {
+        let matrix = ExactMatrix::of(tensor_path, weight)?
+            .map_err(|inexact| Error::unsupported(tensor_path, inexact.to_string()))?;
+        Self::encode_exact(tensor_path, &matrix, options)
+    }
+
+    /// Encodes a matrix of which the bits are known.
+    pub fn encode_exact(tensor_path: &str, matrix: &ExactMatrix, options: EncodeOptions) -> Result<Self> {
+        let ExactMatrix { halves, shape, layout, dtype } = matrix;
+        let options = EncodeOptions { layout: *layout, ..options };
+        let buffers = encode_exact(tensor_path, halves, *shape, *dtype, options)?;
+        let sizes = TensorStats::of_sizes(halves.len(), *dtype, &buffers, matrix.distortion());
+        let raw_bits = layout.raw_field(*layout.raw_magnitude_bits(true).end()).bits();
+        let bound = exponent_entropy(halves, *layout) + raw_bits as f64;
+        let stats = TensorStats { exponent_entropy_and_raw_bits: Some(bound), ..sizes };
         Ok(Self { tensor_path: tensor_path.to_owned(), buffers, stats })
     }
 
@@ -146,24 +190,44 @@ fn encode_smallest(
     Ok(if small.total_bytes() < asked.total_bytes() { small } else { asked })
 }
 
-/// Decodes and dequantizes `buffers` into a tensor of the original dtype, on the CPU.
+/// Decodes `buffers` into a tensor of the original dtype, on the CPU: a grid dequantized, floats bit for bit.
 pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
     let view = buffers.view(tensor_path)?;
     view.verify_checksum()?;
-    let values = decode_grid(&view, None)?;
+    let shape = [view.header.grid.rows() as i64, view.header.grid.cols() as i64];
+    let flat = if view.header.layout.is_grid() { dequantized(&view)? } else { floats(&view)? };
+    flat.f_reshape(shape).about(tensor_path)
+}
+
+/// The weights of a grid, row-major in the original dtype.
+fn dequantized(view: &View) -> Result<Tensor> {
+    let values = decode_grid(view, None)?;
     let scales = view.scales()?;
     let cols = view.header.grid.cols();
-    let mut weights = zeros::<f32>(values.len(), tensor_path)?;
+    let mut weights = zeros::<f32>(values.len(), view.subject())?;
     for (row, (weights, values)) in weights.chunks_exact_mut(cols).zip(values.chunks_exact(cols)).enumerate()
     {
         let scale = scales.get(row).or(scales.first()).copied().unwrap_or_default();
         dequantize_row(values, scale, weights);
     }
-    let shape = [view.header.grid.rows() as i64, cols as i64];
     Tensor::f_from_slice(&weights)
-        .and_then(|flat| flat.f_reshape(shape))
-        .and_then(|matrix| matrix.f_to_kind(view.header.dtype.kind()))
-        .about(tensor_path)
+        .and_then(|flat| flat.f_to_kind(view.header.dtype.kind()))
+        .about(view.subject())
+}
+
+/// The weights of an exact layout, row-major in the original dtype: that of the layout, or FP32.
+fn floats(view: &View) -> Result<Tensor> {
+    let halves = decode_bits(view, None)?;
+    let kind = view.header.layout.half_kind();
+    if view.header.dtype == SourceDtype::F32 {
+        let mut weights = zeros::<f32>(halves.len(), view.subject())?;
+        kind.weights(&halves, 1.0, &mut weights);
+        return Tensor::f_from_slice(&weights).about(view.subject());
+    }
+    // tch takes a slice of bf16 for one of FP16: the dtype is set afterwards.
+    Tensor::f_from_slice(halves.reinterpret_cast::<f16>())
+        .and_then(|flat| flat.f_view_dtype(view.header.dtype.kind()))
+        .about(view.subject())
 }
 
 /// A float matrix in FP32, with the dtype it came in.
@@ -180,48 +244,65 @@ pub struct Matrix {
 impl Matrix {
     /// Reads a matrix in FP32, FP16 or BF16 on any device.
     pub fn of(tensor_path: &str, tensor: &Tensor) -> Result<Self> {
-        let dtype = SourceDtype::of_kind(tensor.kind(), tensor_path)?;
-        let [rows, cols] = tensor.size()[..] else {
-            return Err(Error::invalid(
-                tensor_path,
-                format!("shape {:?}, only matrices are compressed (exclude this tensor)", tensor.size()),
-            ));
-        };
-        if rows == 0 || cols == 0 {
-            return Err(Error::invalid(
-                tensor_path,
-                format!("shape [{rows}, {cols}] has no weights (exclude this tensor)"),
-            ));
-        }
+        let (dtype, shape) = kind_and_shape(tensor_path, tensor)?;
         let flat = tensor
             .f_to_device(Device::Cpu)
             .and_then(|t| t.f_to_kind(Kind::Float))
             .and_then(|t| t.f_contiguous())
             .about(tensor_path)?;
-        let mut weights = vec![0f32; (rows * cols) as usize];
-        flat.f_copy_data(&mut weights, (rows * cols) as usize).about(tensor_path)?;
-        Ok(Self { weights, shape: [rows as usize, cols as usize], dtype })
+        let len = shape[0] * shape[1];
+        let mut weights = vec![0f32; len];
+        flat.f_copy_data(&mut weights, len).about(tensor_path)?;
+        Ok(Self { weights, shape, dtype })
     }
 
     /// Some whole stripes of 16 rows spread evenly over the matrix, about `weights` of them in all.
     #[must_use]
     pub fn sample(&self, weights: usize) -> Self {
-        let [rows, cols] = self.shape;
-        let stripe = 16 * cols;
-        let stripes = rows / 16;
-        let wanted = weights.div_ceil(stripe).max(1);
-        if stripes <= wanted {
-            return self.clone();
-        }
-        let chosen: Vec<f32> = (0..wanted)
-            .flat_map(|index| {
-                let at = index * stripes / wanted * stripe;
-                &self.weights[at..at + stripe]
-            })
-            .copied()
-            .collect();
-        Self { shape: [chosen.len() / cols, cols], weights: chosen, dtype: self.dtype }
+        let (weights, shape) = sample_stripes(&self.weights, self.shape, weights);
+        Self { weights, shape, dtype: self.dtype }
     }
+}
+
+/// Some whole stripes of 16 rows spread evenly over a matrix, about `wanted` weights in all, and their shape.
+pub(super) fn sample_stripes<T: Copy>(
+    weights: &[T],
+    [rows, cols]: [usize; 2],
+    wanted: usize,
+) -> (Vec<T>, [usize; 2]) {
+    let stripe = STRIPE_ROWS * cols;
+    let stripes = rows / STRIPE_ROWS;
+    let wanted = wanted.div_ceil(stripe).max(1);
+    if stripes <= wanted {
+        return (weights.to_vec(), [rows, cols]);
+    }
+    let chosen: Vec<T> = (0..wanted)
+        .flat_map(|index| {
+            let at = index * stripes / wanted * stripe;
+            &weights[at..at + stripe]
+        })
+        .copied()
+        .collect();
+    let shape = [chosen.len() / cols, cols];
+    (chosen, shape)
+}
+
+/// The dtype and shape of a matrix in FP32, FP16 or BF16; an error for any other tensor.
+pub(super) fn kind_and_shape(tensor_path: &str, tensor: &Tensor) -> Result<(SourceDtype, [usize; 2])> {
+    let dtype = SourceDtype::of_kind(tensor.kind(), tensor_path)?;
+    let [rows, cols] = tensor.size()[..] else {
+        return Err(Error::invalid(
+            tensor_path,
+            format!("shape {:?}, only matrices are compressed (exclude this tensor)", tensor.size()),
+        ));
+    };
+    if rows == 0 || cols == 0 {
+        return Err(Error::invalid(
+            tensor_path,
+            format!("shape [{rows}, {cols}] has no weights (exclude this tensor)"),
+        ));
+    }
+    Ok((dtype, [rows as usize, cols as usize]))
 }
 
 impl SourceDtype {

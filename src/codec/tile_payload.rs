@@ -3,7 +3,7 @@
 use super::header::Header;
 use crate::error::{Error, Result};
 use crate::rans::LANES;
-use crate::tile::raw_bits::{RawField, MAX_RAW_BITS};
+use crate::tile::raw_bits::RawField;
 use crate::tile::Tile;
 
 /// Bytes of a tile header.
@@ -17,7 +17,7 @@ const FLAG_LEFT: u8 = 1 << 4;
 const FLAG_WIDE_LENGTHS: u8 = 1 << 5;
 const FLAG_WIDE_ESCAPES: u8 = 1 << 6;
 
-/// What is coded of a grid value.
+/// What is coded of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Predictor {
     /// The value itself.
@@ -85,13 +85,20 @@ impl TileHeader {
             wide_escapes: flag(FLAG_WIDE_ESCAPES),
             escapes: u16::from_le_bytes([e, f]),
         };
-        let most =
-            if parsed.has_symbols() { header.layout.max_raw_magnitude_bits() } else { MAX_RAW_BITS - 1 };
-        if flag(1 << 7) || parsed.raw_magnitude_bits > most {
+        let wanted = header.layout.raw_magnitude_bits(parsed.has_symbols());
+        if flag(1 << 7) || !wanted.contains(&parsed.raw_magnitude_bits) {
             return Err(Error::corrupt(
                 subject,
-                format!("a tile has {} raw bits, wanted at most {most}", parsed.raw_magnitude_bits),
+                format!(
+                    "a tile has {} raw bits, wanted {} to {}",
+                    parsed.raw_magnitude_bits,
+                    wanted.start(),
+                    wanted.end()
+                ),
             ));
+        }
+        if !header.layout.is_grid() {
+            parsed.check_exact(header, subject)?;
         }
         if parsed.has_symbols() && usize::from(table) >= header.table_count {
             return Err(Error::corrupt(
@@ -100,6 +107,18 @@ impl TileHeader {
             ));
         }
         Ok(parsed)
+    }
+
+    /// What a tile of floats cannot have.
+    fn check_exact(&self, header: &Header, subject: &str) -> Result<()> {
+        let layout = header.layout.name();
+        if self.predictor == Predictor::Left {
+            return Err(Error::corrupt(subject, format!("a tile codes differences in layout {layout}")));
+        }
+        if self.escapes > 0 && !self.wide_escapes {
+            return Err(Error::corrupt(subject, format!("a tile has escapes of 8 bits in layout {layout}")));
+        }
+        Ok(())
     }
 }
 

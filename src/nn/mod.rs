@@ -66,6 +66,14 @@ impl Linear {
         }
     }
 
+    /// As [`CompressedLinear::set_fused_rows`]; a dense weight has no such choice.
+    pub fn set_fused_rows(&self, rows: usize) {
+        match self {
+            Self::Dense(_) => {}
+            Self::Compressed(linear) => linear.set_fused_rows(rows),
+        }
+    }
+
     /// Another handle to the same weight.
     fn share(&self) -> Self {
         match self {

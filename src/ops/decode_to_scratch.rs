@@ -4,18 +4,23 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::parallel::parallel_for;
-use super::weight::{with_decoder, WeightRef, HALF_TO_VALUE};
-use crate::codec::{Fragments, TileSink};
+use super::weight::{with_decoder, WeightRef};
+use crate::codec::{Fragments, HalfKind, TileSink};
 use crate::error::Result;
 use crate::tile::{Group, GROUP_COLS};
 
-/// An element that a weight is decoded into: the grid value times the scale in FP32, rounded to nearest even.
+/// An element that a weight is decoded into: from FP32 (the grid value times the scale, or the float) rounded to nearest even, or where
+/// the weight is of this very type, bit for bit.
 pub(crate) trait ScratchElement: Copy + Send + Sync + 'static {
     fn round(value: f32) -> Self;
     fn round_slice(values: &[f32], out: &mut [Self]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out = Self::round(*value);
         }
+    }
+    /// The elements that `halves` are, if they are of this type.
+    fn same(_kind: HalfKind, _halves: &[u16]) -> Option<&[Self]> {
+        None
     }
 }
 
@@ -32,6 +37,9 @@ impl ScratchElement for f16 {
     fn round_slice(values: &[f32], out: &mut [Self]) {
         out.convert_from_f32_slice(values);
     }
+    fn same(kind: HalfKind, halves: &[u16]) -> Option<&[Self]> {
+        kind.as_fp16(halves)
+    }
 }
 
 impl ScratchElement for bf16 {
@@ -40,6 +48,9 @@ impl ScratchElement for bf16 {
     }
     fn round_slice(values: &[f32], out: &mut [Self]) {
         out.convert_from_f32_slice(values);
+    }
+    fn same(kind: HalfKind, halves: &[u16]) -> Option<&[Self]> {
+        kind.as_bf16(halves)
     }
 }
 
@@ -96,7 +107,7 @@ fn decode_band<T: ScratchElement>(weight: &WeightRef, band: usize, out: &mut [T]
     Ok(())
 }
 
-/// Dequantizes groups into a row-major band.
+/// Writes groups into a row-major band.
 struct RowMajorSink<'a, T> {
     weight: &'a WeightRef<'a>,
     out: &'a mut [T],
@@ -104,26 +115,42 @@ struct RowMajorSink<'a, T> {
     first_col: usize,
 }
 
+impl<T: ScratchElement> RowMajorSink<'_, T> {
+    /// Writes `halves` from column `col` of `row` (both within the tile) on.
+    fn put(&mut self, row: usize, col: usize, halves: &[u16]) {
+        let kind = self.weight.half_kind();
+        let at = row * self.weight.cols() + self.first_col + col;
+        let out = &mut self.out[at..at + halves.len()];
+        if let Some(same) = T::same(kind, halves) {
+            out.copy_from_slice(same);
+            return;
+        }
+        let mut weights = [0f32; GROUP_COLS];
+        let weights = &mut weights[..halves.len()];
+        kind.weights(halves, self.weight.scale(self.first_row + row), weights);
+        T::round_slice(weights, out);
+    }
+}
+
 impl<T: ScratchElement> TileSink for RowMajorSink<'_, T> {
     fn group(&mut self, group: &Group, fragments: &Fragments) {
-        let mut halves = [f16::ZERO; GROUP_COLS];
-        let mut values = [0f32; GROUP_COLS];
+        let mut halves = [0; GROUP_COLS];
         for (row, pairs) in fragments.row_pairs().iter().enumerate().take(group.rows) {
             for (two, pair) in halves.chunks_exact_mut(2).zip(pairs) {
-                two[0] = f16::from_bits(*pair as u16);
-                two[1] = f16::from_bits((pair >> 16) as u16);
+                two[0] = *pair as u16;
+                two[1] = (pair >> 16) as u16;
             }
-            halves.convert_to_f32_slice(&mut values);
-            let scale = self.weight.scale(self.first_row + group.row + row);
-            values.iter_mut().for_each(|value| *value = *value * HALF_TO_VALUE * scale);
-            let at = (group.row + row) * self.weight.cols() + self.first_col + group.col;
-            T::round_slice(&values[..group.cols], &mut self.out[at..at + group.cols]);
+            self.put(group.row + row, group.col, &halves[..group.cols]);
         }
     }
 
     fn escape(&mut self, row: usize, col: usize, value: i16) -> bool {
+        let kind = self.weight.half_kind();
         let at = row * self.weight.cols() + self.first_col + col;
-        self.out[at] = T::round(f32::from(value) * self.weight.scale(self.first_row + row));
+        self.out[at] = match T::same(kind, &[value.cast_unsigned()]) {
+            Some(same) => same[0],
+            None => T::round(kind.weight(value, self.weight.scale(self.first_row + row))),
+        };
         true
     }
 }

@@ -7,8 +7,8 @@
 use tch::{Kind, Tensor};
 
 use super::parallel::parallel_for;
-use super::weight::{with_decoder, WeightRef, HALF_TO_VALUE};
-use crate::codec::{Fragments, TileSink};
+use super::weight::{with_decoder, WeightRef};
+use crate::codec::{Fragments, HalfKind, TileSink};
 use crate::error::{Result, TorchContext};
 use crate::rans::LANES;
 use crate::tile::{Group, GROUP_COLS, LANE_REGISTERS, STRIPE_ROWS};
@@ -31,7 +31,7 @@ pub(crate) fn fused_linear(weight: &WeightRef, x: &Tensor) -> Result<Tensor> {
     let mut y = vec![0f32; batch * grid.rows()];
     let output = Output { y: y.as_mut_ptr(), rows: grid.rows() };
     parallel_for(grid.tiles_down(), &subject, &|bands| {
-        let mut sink = FusedSink::new(&activations);
+        let mut sink = FusedSink::new(&activations, weight.half_kind());
         for band in bands {
             multiply_band(weight, &mut sink, band, &output)?;
         }
@@ -108,7 +108,8 @@ struct StripeSums([[f32; HALF_SUMS]; 2]);
 /// Multiplies every group as it is decoded.
 struct FusedSink<'a> {
     x: &'a Activations<'a>,
-    /// Grid-valued sums of the band, `[row][batch]`.
+    kind: HalfKind,
+    /// Sums of the band without the row's scale, `[row][batch]`.
     band: Vec<f32>,
     stripe: Vec<StripeSums>,
     stripe_row: usize,
@@ -124,7 +125,7 @@ struct GroupFloats([[f32; HALF_SUMS]; LANE_REGISTERS]);
 /// The two inner loops for one instruction set.
 #[derive(Clone, Copy)]
 struct Multiply {
-    /// Halves to floats.
+    /// Halves to floats, in the kind's unit.
     widen: unsafe fn(&Fragments, &mut GroupFloats),
     /// Adds the products of one group and 64 values of `x`.
     accumulate: unsafe fn(&GroupFloats, &[f32], &mut StripeSums),
@@ -133,25 +134,38 @@ struct Multiply {
 }
 
 impl Multiply {
-    fn detect() -> Self {
+    /// The loops for halves of `kind`.
+    fn detect(kind: HalfKind) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let Some(x86) = x86::detect() {
+        if let Some(x86) = x86::detect(kind) {
             return x86;
         }
-        Self { widen: widen_portable, accumulate: accumulate_portable, widen_and_accumulate: both_portable }
+        match kind {
+            HalfKind::Grid | HalfKind::Fp16 => Self::portable::<false>(),
+            HalfKind::Bf16 => Self::portable::<true>(),
+        }
+    }
+
+    fn portable<const BF16: bool>() -> Self {
+        Self {
+            widen: widen_portable::<BF16>,
+            accumulate: accumulate_portable,
+            widen_and_accumulate: both_portable::<BF16>,
+        }
     }
 }
 
 impl<'a> FusedSink<'a> {
-    fn new(x: &'a Activations<'a>) -> Self {
+    fn new(x: &'a Activations<'a>, kind: HalfKind) -> Self {
         Self {
             x,
+            kind,
             band: Vec::new(),
             stripe: vec![StripeSums([[0.0; HALF_SUMS]; 2]); x.batch],
             stripe_row: 0,
             first_col: 0,
             floats: Box::new(GroupFloats([[0.0; HALF_SUMS]; LANE_REGISTERS])),
-            multiply: Multiply::detect(),
+            multiply: Multiply::detect(kind),
         }
     }
 
@@ -173,7 +187,7 @@ impl<'a> FusedSink<'a> {
                 for (g, row_sums) in lanes.chunks_exact_mut(8).enumerate() {
                     let row = self.stripe_row + 8 * half + g;
                     if let Some(sum) = self.band.get_mut(row * batch + b) {
-                        *sum += row_sums.iter().sum::<f32>() * HALF_TO_VALUE;
+                        *sum += row_sums.iter().sum::<f32>() * self.kind.unit();
                     }
                     row_sums.fill(0.0);
                 }
@@ -206,7 +220,8 @@ impl TileSink for FusedSink<'_> {
     fn escape(&mut self, row: usize, col: usize, value: i16) -> bool {
         for b in 0..self.x.batch {
             let x = self.x.plain[b * self.x.cols + self.first_col + col];
-            self.band[row * self.x.batch + b] += f32::from(value) * x;
+            // The row's scale comes with the sum.
+            self.band[row * self.x.batch + b] += self.kind.weight(value, 1.0) * x;
         }
         true
     }
@@ -214,11 +229,12 @@ impl TileSink for FusedSink<'_> {
 
 /// # Safety
 /// None: plain Rust, `unsafe` only to fit [`Multiply`].
-unsafe fn widen_portable(fragments: &Fragments, floats: &mut GroupFloats) {
+unsafe fn widen_portable<const BF16: bool>(fragments: &Fragments, floats: &mut GroupFloats) {
+    let kind = if BF16 { HalfKind::Bf16 } else { HalfKind::Fp16 };
     for (register, floats) in fragments.0.iter().zip(&mut floats.0) {
         for (pair, floats) in register.iter().zip(floats.chunks_exact_mut(2)) {
-            floats[0] = half::f16::from_bits(*pair as u16).to_f32();
-            floats[1] = half::f16::from_bits((pair >> 16) as u16).to_f32();
+            floats[0] = kind.read(*pair as u16);
+            floats[1] = kind.read((pair >> 16) as u16);
         }
     }
 }
@@ -239,11 +255,60 @@ unsafe fn accumulate_portable(floats: &GroupFloats, x: &[f32], sums: &mut Stripe
 
 /// # Safety
 /// None: plain Rust, `unsafe` only to fit [`Multiply`].
-unsafe fn both_portable(fragments: &Fragments, x: &[f32], sums: &mut StripeSums) {
+unsafe fn both_portable<const BF16: bool>(fragments: &Fragments, x: &[f32], sums: &mut StripeSums) {
     let mut floats = GroupFloats([[0.0; HALF_SUMS]; LANE_REGISTERS]);
     // SAFETY: plain Rust.
     unsafe {
-        widen_portable(fragments, &mut floats);
+        widen_portable::<BF16>(fragments, &mut floats);
         accumulate_portable(&floats, x, sums);
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::codec::Level;
+
+    fn noise(n: usize) -> u32 {
+        ((n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
+    }
+
+    /// Finite halves, small enough that no sum overflows: the exponent's top bit is off.
+    fn fragments() -> Fragments {
+        let mut fragments = Fragments::zero();
+        for (register, lanes) in fragments.0.iter_mut().enumerate() {
+            for (lane, pair) in lanes.iter_mut().enumerate() {
+                *pair = noise(32 * register + lane) & 0xBFFF_BFFF;
+            }
+        }
+        fragments
+    }
+
+    fn sums_of(multiply: Multiply, x: &[f32]) -> [Vec<u32>; 2] {
+        let mut sums = [StripeSums([[0.0; HALF_SUMS]; 2]), StripeSums([[0.0; HALF_SUMS]; 2])];
+        let mut floats = GroupFloats([[0.0; HALF_SUMS]; LANE_REGISTERS]);
+        // SAFETY: the level is one that this processor has.
+        unsafe {
+            (multiply.widen_and_accumulate)(&fragments(), x, &mut sums[0]);
+            (multiply.widen)(&fragments(), &mut floats);
+            (multiply.accumulate)(&floats, x, &mut sums[1]);
+        }
+        sums.map(|sums| sums.0.iter().flatten().map(|sum| sum.to_bits()).collect())
+    }
+
+    fn check<const BF16: bool>() {
+        let x: Vec<f32> = (0..GROUP_COLS).map(|n| noise(n) as f32 / 4e9 - 0.5).collect();
+        let wanted = sums_of(Multiply::portable::<BF16>(), &x);
+        assert_eq!(wanted[0], wanted[1]);
+        assert!(wanted[0].iter().all(|&sum| f32::from_bits(sum).is_finite() && sum != 0));
+        for multiply in Level::available().into_iter().filter_map(x86::of_level::<BF16>) {
+            assert_eq!(sums_of(multiply, &x), wanted);
+        }
+    }
+
+    #[test]
+    fn every_level_sums_to_the_same_bits() {
+        check::<false>();
+        check::<true>();
     }
 }

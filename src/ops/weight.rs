@@ -2,10 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::codec::{DecodeTables, TileDecoder, View};
-
-/// A half read as FP16 is the grid value times 2^-24.
-pub(super) const HALF_TO_VALUE: f32 = 16_777_216.0;
+use crate::codec::{DecodeTables, HalfKind, TileDecoder, View};
 
 /// A checked weight with its tables and scales spread for decoding.
 pub(crate) struct WeightRef<'a> {
@@ -21,6 +18,11 @@ impl WeightRef<'_> {
 
     pub fn cols(&self) -> usize {
         self.view.header.grid.cols()
+    }
+
+    /// How its halves are read.
+    pub fn half_kind(&self) -> HalfKind {
+        self.view.header.layout.half_kind()
     }
 
     /// The scale of `row`.

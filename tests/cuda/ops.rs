@@ -10,8 +10,8 @@ use codecllm::ErrorKind;
 use tch::nn::VarStore;
 use tch::{nn, Device, Kind, Tensor};
 
-const CUDA: Device = Device::Cuda(0);
-const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];
+pub(super) const CUDA: Device = Device::Cuda(0);
+pub(super) const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];
 const LAYOUTS: [Layout; 2] = [Layout::Fast, Layout::Small];
 
 /// What each stresses: one weight; one ragged stripe; ragged columns; ragged in both directions and several tiles; several
@@ -35,7 +35,7 @@ const SHAPES: [[i64; 2]; 12] = [
 /// From 2.5 to 8.5 bits for weights of standard deviation 1.
 const STEPS: [f32; 5] = [0.73, 0.36, 0.1, 0.03, 0.0114];
 
-fn no_gpu() -> bool {
+pub(super) fn no_gpu() -> bool {
     match codecllm::cuda::load() {
         Ok(()) => false,
         Err(error) => {
@@ -47,13 +47,14 @@ fn no_gpu() -> bool {
 
 macro_rules! need_gpu {
     () => {
-        if no_gpu() {
+        if crate::ops::no_gpu() {
             return;
         }
     };
 }
+pub(super) use need_gpu;
 
-fn random(shape: &[i64], seed: i64) -> Tensor {
+pub(super) fn random(shape: &[i64], seed: i64) -> Tensor {
     tch::manual_seed(seed);
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
 }
@@ -80,7 +81,7 @@ fn compress(weight: &Tensor, layout: Layout, step: f32) -> CompressedTensor {
     compress_by(weight, layout, StepRule::Step(step))
 }
 
-fn linear(compressed: &CompressedTensor, bias: Option<&Tensor>) -> (VarStore, CompressedLinear) {
+pub(super) fn linear(compressed: &CompressedTensor, bias: Option<&Tensor>) -> (VarStore, CompressedLinear) {
     let vs = VarStore::new(CUDA);
     let linear = CompressedLinear::new(&(vs.root() / "layer"), compressed, bias).unwrap();
     (vs, linear)
@@ -93,14 +94,14 @@ fn bits(tensor: &Tensor) -> Tensor {
 }
 
 #[track_caller]
-fn assert_same_bits(got: &Tensor, want: &Tensor, what: &str) {
+pub(super) fn assert_same_bits(got: &Tensor, want: &Tensor, what: &str) {
     assert_eq!(got.size(), want.size(), "{what}");
     let different = bits(got).ne_tensor(&bits(want)).nonzero();
     let count = different.size()[0];
     assert_eq!(count, 0, "{what}: the first of {count} is at {:?}", Vec::<i64>::try_from(different.get(0)));
 }
 
-fn poisoned(shape: &[i64], kind: Kind) -> Tensor {
+pub(super) fn poisoned(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::full(shape, f64::NAN, (kind, CUDA))
 }
 
@@ -213,21 +214,21 @@ fn one_hard_scale_makes_its_stripe_hard_and_no_other() {
 }
 
 /// The product in FP64, from what the rounding of the weights left.
-fn product(compressed: &CompressedTensor, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
+pub(super) fn product(compressed: &CompressedTensor, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let dense = compressed.decompress().unwrap().to_kind(Kind::Double);
     let y = x.to_device(Device::Cpu).to_kind(Kind::Double).matmul(&dense.tr());
     bias.map_or(y.shallow_clone(), |bias| y + bias.to_kind(Kind::Double))
 }
 
 /// Largest difference in a row relative to the row's largest value, over all rows.
-fn row_error(got: &Tensor, want: &Tensor) -> f64 {
+pub(super) fn row_error(got: &Tensor, want: &Tensor) -> f64 {
     let (got, want) = (got.to_device(Device::Cpu).to_kind(Kind::Double), want.to_kind(Kind::Double));
     let most = |tensor: Tensor| tensor.abs().amax([-1i64].as_slice(), true);
     (most(&got - &want) / most(want)).max().double_value(&[])
 }
 
 /// Half a unit in the last place of the dtype, and the sum's own error, which the rounding of the weights in scratch leads.
-fn tolerance(kind: Kind) -> f64 {
+pub(super) fn tolerance(kind: Kind) -> f64 {
     match kind {
         Kind::BFloat16 => 1e-2,
         Kind::Half => 1.5e-3,

@@ -11,10 +11,11 @@ use std::collections::btree_map::{BTreeMap, Entry};
 use std::time::Instant;
 
 use anyhow::Result;
-use codecllm::codec::CompressedTensor;
+use codecllm::codec::{CompressedTensor, Layout, Matrix};
 use codecllm::cuda::{device_info, time_kernel_preparation, DeviceInfo, KernelPreparation, Recorder};
+use codecllm::Error;
 use serde::Serialize;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 use self::decode::{copy_bytes_per_second, DecodeTime};
 use self::forward::ForwardTime;
@@ -22,7 +23,7 @@ use self::layer::{Layer, LayerSpec};
 use self::step::{step_times, StepTime};
 use super::matrix::{compress_checked, step_rule, Plan};
 use super::random::gaussian_matrix;
-use super::TORCH_VERSION;
+use super::{torch_error, TORCH_VERSION};
 use crate::cli::device::ORDINAL;
 use crate::cli::output::{Measured, Output};
 use crate::cli::steps::Steps;
@@ -64,7 +65,7 @@ struct LayerReport {
 }
 
 /// Times `shapes`, or the layers of the 8B model, and prints the figures.
-pub(super) fn run(shapes: &[[usize; 2]], layout: &'static str, plan: &Plan, output: &Output) -> Result<()> {
+pub(super) fn run(shapes: &[[usize; 2]], plan: &Plan, output: &Output) -> Result<()> {
     let start = Instant::now();
     let device = device_info(ORDINAL)?;
     let mut steps = Steps::new(output);
@@ -88,7 +89,7 @@ pub(super) fn run(shapes: &[[usize; 2]], layout: &'static str, plan: &Plan, outp
         device,
         torch: TORCH_VERSION,
         bits: plan.bits,
-        layout,
+        layout: plan.options.layout.name(),
         dtype: dtype_name(plan.kind),
         kernels,
         copy_bytes_per_second: copy,
@@ -137,8 +138,26 @@ fn bench_layer(
 fn encode(shape: [usize; 2], plan: &Plan) -> codecllm::Result<CompressedTensor> {
     let path = format!("{}x{}", shape[0], shape[1]);
     let matrix = gaussian_matrix(shape, 0x5EED);
+    if !plan.options.layout.is_grid() {
+        return compress_exactly(&path, &matrix, plan);
+    }
     let rule = step_rule(&path, &matrix, plan)?;
     compress_checked(&path, &matrix, rule, plan.options)
+}
+
+/// The matrix rounded to the dtype of the layout, and no further.
+fn compress_exactly(path: &str, matrix: &Matrix, plan: &Plan) -> codecllm::Result<CompressedTensor> {
+    let kind = if plan.options.layout == Layout::ExactBf16 { Kind::BFloat16 } else { Kind::Half };
+    let [rows, cols] = matrix.shape;
+    let weight = Tensor::f_from_slice(&matrix.weights)
+        .and_then(|flat| flat.f_view([rows as i64, cols as i64]))
+        .and_then(|weight| weight.f_to_kind(kind))
+        .map_err(torch_error(path))?;
+    let compressed = CompressedTensor::compress_exact(path, &weight, plan.options)?;
+    if compressed.decompress()? != weight {
+        return Err(Error::corrupt(path, "does not decode to the weights that were encoded"));
+    }
+    Ok(compressed)
 }
 
 /// A dtype's name in figures.

@@ -36,7 +36,7 @@ pub(super) struct MatrixReport {
     /// `[out_features, in_features]`.
     pub(super) shape: [usize; 2],
     pub(super) bits_per_weight: f64,
-    pub(super) grid_entropy_bits: f64,
+    pub(super) grid_entropy_bits: Option<f64>,
     pub(super) encode: Vec<CodingTime>,
     pub(super) decode: Vec<CodingTime>,
     pub(super) forward: Vec<ForwardTime>,

@@ -35,10 +35,9 @@ fn matrix(report: &MatrixReport) -> String {
             milliseconds(time.timing.min_seconds),
         ]);
     }
-    let bits = format!(
-        "{rows}x{cols}: {:.3} bits/weight, entropy of the grid {:.3}",
-        report.bits_per_weight, report.grid_entropy_bits
-    );
+    let entropy =
+        report.grid_entropy_bits.map_or_else(String::new, |bits| format!(", entropy of the grid {bits:.3}"));
+    let bits = format!("{rows}x{cols}: {:.3} bits/weight{entropy}", report.bits_per_weight);
     format!("{bits}\n{coding}\n{}", forward(&report.forward, report.scratch_wins_at))
 }
 

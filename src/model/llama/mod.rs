@@ -102,6 +102,13 @@ impl Llama {
         self.embedding.weight_bytes() + layers + self.norm.weight_bytes() + head
     }
 
+    /// As [`CompressedLinear::set_fused_rows`](crate::nn::CompressedLinear::set_fused_rows), for every compressed linear of the model: 0
+    /// forces scratch, where a lossless model computes bit for bit what the dense one does.
+    pub fn set_fused_rows(&self, rows: usize) {
+        let linears = self.layers.iter().flat_map(Layer::linears).chain([&self.head]);
+        linears.for_each(|linear| linear.set_fused_rows(rows));
+    }
+
     /// Runs `ids` `[batch, seq]` (`Int64`) behind what `cache` holds, appends them to it, and returns logits
     /// in the model's dtype.
     ///

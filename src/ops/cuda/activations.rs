@@ -1,13 +1,15 @@
-//! `x` as the fused kernel reads it: rows of FP16, with zeros up to a whole group.
+//! `x` as the fused kernel reads it: rows of FP16, or of BF16 for weights that are BF16, with zeros up to a whole group.
 //!
 //! FP32 and BF16 reach further than FP16: their rows are divided by a power of two, each by its own, and the result is
-//! multiplied by it again. An FP32 row becomes two, of 11 bits of each element's mantissa.
+//! multiplied by it again. An FP32 row becomes two, of 11 bits of each element's mantissa. In BF16 nothing is divided; an FP32 or FP16
+//! row becomes two, of 8 bits of each mantissa.
 
 use tch::{Kind, Tensor};
 
 use super::launch::Element;
 use super::pool::{lend, Purpose};
 use super::weight::number;
+use crate::codec::Layout;
 use crate::cuda::{arg, kernels, Launch};
 use crate::error::{Error, Result};
 use crate::ops::transformer::Launcher;
@@ -30,14 +32,23 @@ pub(super) struct Activations {
     pub(super) rows: u32,
     /// Rows for one of `x`.
     pub(super) pieces: u32,
+    /// What the second of two counts for.
+    pub(super) second: f32,
 }
 
-/// Rows that one of `x` in `kind` becomes.
-pub(super) fn pieces(kind: Kind) -> usize {
-    if kind == Kind::Float {
-        2
-    } else {
-        1
+/// The halves that weights of `layout` are multiplied as.
+fn half_kind(layout: Layout) -> Kind {
+    match layout {
+        Layout::Fast | Layout::Small | Layout::ExactFp16 => Kind::Half,
+        Layout::ExactBf16 => Kind::BFloat16,
+    }
+}
+
+/// Rows that one of `x` in `kind` becomes for weights of `layout`.
+pub(super) fn pieces(kind: Kind, layout: Layout) -> usize {
+    match (kind, half_kind(layout)) {
+        (Kind::Float, _) | (Kind::Half, Kind::BFloat16) => 2,
+        _ => 1,
     }
 }
 
@@ -55,30 +66,32 @@ struct Arguments {
 
 const _: () = assert!(size_of::<Arguments>() == 40);
 
-/// Gives `work`, which launches what reads them, the rows of `x` `[batch, cols]`: `x` itself if it can be read as it is, else
-/// a copy in the pool.
+/// Gives `work`, which launches what reads them, the rows of `x` `[batch, cols]` for weights of `layout`: `x` itself if it can be read
+/// as it is, else a copy in the pool.
 pub(super) fn with_activations<R>(
     launcher: &Launcher,
     x: &Tensor,
+    layout: Layout,
     subject: &str,
     work: impl FnOnce(&Activations) -> Result<R>,
 ) -> Result<R> {
-    let source = Source::of(x, subject)?;
+    let source = Source::of(x, layout, subject)?;
     if let Some(activations) = source.in_place(subject)? {
         return work(&activations);
     }
     let row_bytes = source.padded_cols() * HALF_BYTES;
-    let rows = source.batch * pieces(source.kind);
+    let rows = source.batch * source.pieces;
     let bytes = rows * row_bytes + source.batch * size_of::<i32>();
     lend(launcher, Purpose::Activations, bytes, subject, |buffer| {
         let address = buffer.data_ptr() as u64;
         let exponents = address + (rows * row_bytes) as u64;
         let activations = Activations {
             address,
-            exponents: if source.kind == Kind::Half { 0 } else { exponents },
+            exponents: if source.is_divided() { exponents } else { 0 },
             row_stride: number(subject, source.padded_cols())?,
             rows: number(subject, rows)?,
-            pieces: pieces(source.kind) as u32,
+            pieces: source.pieces as u32,
+            second: source.second(),
         };
         source.bring(launcher, &activations, subject)?;
         work(&activations)
@@ -90,6 +103,9 @@ pub(super) fn with_activations<R>(
 struct Source {
     address: usize,
     kind: Kind,
+    /// What it is to become.
+    half: Kind,
+    pieces: usize,
     batch: usize,
     cols: usize,
     /// In elements.
@@ -97,7 +113,7 @@ struct Source {
 }
 
 impl Source {
-    fn of(x: &Tensor, subject: &str) -> Result<Self> {
+    fn of(x: &Tensor, layout: Layout, subject: &str) -> Result<Self> {
         let (size, stride) = (x.size(), x.stride());
         let (&[batch, cols], &[row_stride, col_stride]) = (size.as_slice(), stride.as_slice()) else {
             return Err(Error::invalid(subject, format!("input has shape {size:?}, wanted two dimensions")));
@@ -111,7 +127,30 @@ impl Source {
         let (batch, cols) = (batch as usize, cols as usize);
         // The stride of a single row may be anything.
         let row_stride = if batch == 1 { cols } else { row_stride as usize };
-        Ok(Self { address: x.data_ptr() as usize, kind: x.kind(), batch, cols, row_stride })
+        let (kind, half) = (x.kind(), half_kind(layout));
+        Ok(Self {
+            address: x.data_ptr() as usize,
+            kind,
+            half,
+            pieces: pieces(kind, layout),
+            batch,
+            cols,
+            row_stride,
+        })
+    }
+
+    /// Whether rows are divided by a power of two: FP16 does not reach as far as they do.
+    fn is_divided(&self) -> bool {
+        self.half == Kind::Half && self.kind != Kind::Half
+    }
+
+    /// `SECOND_PIECE` of `csrc/kernels/activations.cu`, which it undoes.
+    fn second(&self) -> f32 {
+        if self.half == Kind::Half {
+            1.0 / 2048.0
+        } else {
+            1.0
+        }
     }
 
     fn padded_cols(&self) -> usize {
@@ -122,7 +161,7 @@ impl Source {
     fn in_place(&self, subject: &str) -> Result<Option<Activations>> {
         let row_bytes = self.row_stride * HALF_BYTES;
         let aligned = self.address.is_multiple_of(ALIGN_BYTES) && row_bytes.is_multiple_of(ALIGN_BYTES);
-        if self.kind != Kind::Half || self.cols != self.padded_cols() || !aligned {
+        if self.kind != self.half || self.cols != self.padded_cols() || !aligned {
             return Ok(None);
         }
         Ok(Some(Activations {
@@ -131,15 +170,19 @@ impl Source {
             row_stride: number(subject, self.row_stride)?,
             rows: number(subject, self.batch)?,
             pieces: 1,
+            second: self.second(),
         }))
     }
 
     /// Launches what brings the rows to `to`.
     fn bring(&self, launcher: &Launcher, to: &Activations, subject: &str) -> Result<()> {
-        let symbol = match Element::of(self.kind, subject)? {
-            Element::F32 => "activations_f32",
-            Element::F16 => "activations_f16",
-            Element::BF16 => "activations_bf16",
+        let symbol = match (Element::of(self.kind, subject)?, self.half) {
+            (Element::F32, Kind::BFloat16) => "activations_f32_to_bf16",
+            (Element::F16, Kind::BFloat16) => "activations_f16_to_bf16",
+            (Element::BF16, Kind::BFloat16) => "activations_bf16_to_bf16",
+            (Element::F32, _) => "activations_f32",
+            (Element::F16, _) => "activations_f16",
+            (Element::BF16, _) => "activations_bf16",
         };
         let arguments = Arguments {
             x: self.address as u64,
@@ -168,7 +211,7 @@ mod tests {
     use super::*;
 
     fn source(batch: i64, cols: i64, kind: Kind) -> Source {
-        Source::of(&Tensor::zeros([batch, cols], (kind, Device::Cpu)), "x").unwrap()
+        Source::of(&Tensor::zeros([batch, cols], (kind, Device::Cpu)), Layout::Fast, "x").unwrap()
     }
 
     #[test]
@@ -179,18 +222,21 @@ mod tests {
         assert!(!in_place(source(3, 128, Kind::Float)));
         assert!(!in_place(source(3, 128, Kind::BFloat16)));
         let wide = Tensor::zeros([3, 256], (Kind::Half, Device::Cpu));
-        assert!(in_place(Source::of(&wide.narrow(1, 64, 64), "x").unwrap()));
-        assert!(!in_place(Source::of(&wide.narrow(1, 63, 64), "x").unwrap()));
+        assert!(in_place(Source::of(&wide.narrow(1, 64, 64), Layout::Fast, "x").unwrap()));
+        assert!(!in_place(Source::of(&wide.narrow(1, 63, 64), Layout::Fast, "x").unwrap()));
         let odd = Tensor::zeros([3, 129], (Kind::Half, Device::Cpu));
-        assert!(!in_place(Source::of(&odd.narrow(1, 0, 128), "x").unwrap()));
+        assert!(!in_place(Source::of(&odd.narrow(1, 0, 128), Layout::Fast, "x").unwrap()));
+        let x = Tensor::zeros([3, 128], (Kind::BFloat16, Device::Cpu));
+        assert!(in_place(Source::of(&x, Layout::ExactBf16, "x").unwrap()));
+        assert!(!in_place(Source::of(&x, Layout::ExactFp16, "x").unwrap()));
         // A single row is aligned whatever its stride.
-        assert!(in_place(Source::of(&odd.narrow(1, 0, 128).narrow(0, 0, 1), "x").unwrap()));
+        assert!(in_place(Source::of(&odd.narrow(1, 0, 128).narrow(0, 0, 1), Layout::Fast, "x").unwrap()));
     }
 
     #[test]
     fn columns_that_are_apart_are_refused() {
         let x = Tensor::zeros([128, 3], (Kind::Half, Device::Cpu)).tr();
-        assert!(Source::of(&x, "x").is_err());
-        assert!(Source::of(&Tensor::zeros([3], (Kind::Half, Device::Cpu)), "x").is_err());
+        assert!(Source::of(&x, Layout::Fast, "x").is_err());
+        assert!(Source::of(&Tensor::zeros([3], (Kind::Half, Device::Cpu)), Layout::Fast, "x").is_err());
     }
 }

@@ -99,6 +99,12 @@ pub(super) fn decode_source(layout: Layout, element: Element) -> &'static Source
         (Layout::Small, Element::F32) => &kernels::DECODE_TO_SCRATCH_SMALL_F32,
         (Layout::Small, Element::F16) => &kernels::DECODE_TO_SCRATCH_SMALL_F16,
         (Layout::Small, Element::BF16) => &kernels::DECODE_TO_SCRATCH_SMALL_BF16,
+        (Layout::ExactBf16, Element::F32) => &kernels::DECODE_TO_SCRATCH_EXACT_BF16_F32,
+        (Layout::ExactBf16, Element::F16) => &kernels::DECODE_TO_SCRATCH_EXACT_BF16_F16,
+        (Layout::ExactBf16, Element::BF16) => &kernels::DECODE_TO_SCRATCH_EXACT_BF16_BF16,
+        (Layout::ExactFp16, Element::F32) => &kernels::DECODE_TO_SCRATCH_EXACT_FP16_F32,
+        (Layout::ExactFp16, Element::F16) => &kernels::DECODE_TO_SCRATCH_EXACT_FP16_F16,
+        (Layout::ExactFp16, Element::BF16) => &kernels::DECODE_TO_SCRATCH_EXACT_FP16_BF16,
     }
 }
 

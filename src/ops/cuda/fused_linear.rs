@@ -60,7 +60,7 @@ struct Arguments {
     words_bytes: u32,
     slots: u32,
     x_pieces: u32,
-    padding: u32,
+    x_second: f32,
 }
 
 const _: () = assert!(size_of::<Arguments>() == 352);
@@ -111,12 +111,13 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
             format!("input is {size:?} on {:?}, wanted [batch, {cols}] on {device:?}", x.device()),
         ));
     }
-    let at_once = (MOST_ROWS / pieces(x.kind())) as i64;
+    let layout = first.weight.facts.layout;
+    let at_once = (MOST_ROWS / pieces(x.kind(), layout)) as i64;
     if size[0] > at_once {
         return in_pieces(launcher, x, parts, at_once);
     }
     let weights: Vec<&DeviceWeight> = parts.iter().map(|part| part.weight).collect();
-    let rows = size[0] as usize * pieces(x.kind());
+    let rows = size[0] as usize * pieces(x.kind(), layout);
     let Some(plan) = Plan::new(Limits::of(launcher), &facts(&weights), rows) else {
         return Err(Error::unsupported(
             subject,
@@ -128,7 +129,7 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
     let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
     // Before the pool lends anything: nobody waits behind it for the compiler.
     let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
-    with_activations(launcher, x, subject, |x| {
+    with_activations(launcher, x, layout, subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
         let launch = Launch {
             grid: [number(subject, plan.grid)?, 1, 1],
@@ -246,7 +247,7 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         words_bytes: number(subject, plan.words_bytes)?,
         slots: number(subject, plan.slots)?,
         x_pieces: x.pieces,
-        padding: 0,
+        x_second: x.second,
     })
 }
 
@@ -386,6 +387,8 @@ impl Variant {
         let all = match layout {
             Layout::Fast => &FAST,
             Layout::Small => &SMALL,
+            Layout::ExactBf16 => &EXACT_BF16,
+            Layout::ExactFp16 => &EXACT_FP16,
         };
         let rows = ROWS.into_iter().filter(|&rows| 0 < batch && batch <= rows).min();
         all.iter().copied().filter(move |variant| Some(variant.rows) == rows)
@@ -417,6 +420,26 @@ static SMALL: [Variant; 7] = variants![
     [8, 32: FUSED_LINEAR_SMALL_8_32],
     [8, 24: FUSED_LINEAR_SMALL_8_24],
     [8, 16: FUSED_LINEAR_SMALL_8_16],
+];
+
+static EXACT_BF16: [Variant; 7] = variants![
+    [64, 16: FUSED_LINEAR_EXACT_BF16_64_16],
+    [32, 16: FUSED_LINEAR_EXACT_BF16_32_16],
+    [16, 24: FUSED_LINEAR_EXACT_BF16_16_24],
+    [16, 16: FUSED_LINEAR_EXACT_BF16_16_16],
+    [8, 32: FUSED_LINEAR_EXACT_BF16_8_32],
+    [8, 24: FUSED_LINEAR_EXACT_BF16_8_24],
+    [8, 16: FUSED_LINEAR_EXACT_BF16_8_16],
+];
+
+static EXACT_FP16: [Variant; 7] = variants![
+    [64, 16: FUSED_LINEAR_EXACT_FP16_64_16],
+    [32, 16: FUSED_LINEAR_EXACT_FP16_32_16],
+    [16, 24: FUSED_LINEAR_EXACT_FP16_16_24],
+    [16, 16: FUSED_LINEAR_EXACT_FP16_16_16],
+    [8, 32: FUSED_LINEAR_EXACT_FP16_8_32],
+    [8, 24: FUSED_LINEAR_EXACT_FP16_8_24],
+    [8, 16: FUSED_LINEAR_EXACT_FP16_8_16],
 ];
 
 #[cfg(test)]

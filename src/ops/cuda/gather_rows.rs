@@ -90,6 +90,8 @@ pub(super) fn gather_rows_source(layout: Layout) -> &'static Source {
     match layout {
         Layout::Fast => &kernels::GATHER_ROWS_FAST,
         Layout::Small => &kernels::GATHER_ROWS_SMALL,
+        Layout::ExactBf16 => &kernels::GATHER_ROWS_EXACT_BF16,
+        Layout::ExactFp16 => &kernels::GATHER_ROWS_EXACT_FP16,
     }
 }
 

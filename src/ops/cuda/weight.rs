@@ -80,14 +80,12 @@ pub(crate) struct CheckedWeight {
 impl CheckedWeight {
     /// Checks everything that the kernels rely on: the checksum, the scales, the tables and the sections of every tile.
     pub(crate) fn of(view: &View) -> Result<Self> {
+        let layout = view.header.layout;
         view.verify_checksum()?;
         let scale_count = view.scales()?.len();
         let (header, subject) = (&view.header, view.subject());
         let grid = header.grid;
-        let mut entries = entries(&view.frequency_tables()?, header.layout, subject)?;
-        if entries.is_empty() {
-            entries.resize(1 << header.layout.scale_bits(), 0);
-        }
+        let entries = entries(&view.tables()?, layout, subject)?;
         if !header.payload_bytes.is_multiple_of(PAYLOAD_ALIGN_BYTES) {
             return Err(Error::corrupt(
                 subject,
@@ -96,7 +94,7 @@ impl CheckedWeight {
         }
         let tiles = TileSurvey::of(view)?;
         let facts = WeightFacts {
-            layout: header.layout,
+            layout,
             rows: grid.rows(),
             cols: grid.cols(),
             tile_rows: grid.tile_rows(),
@@ -208,6 +206,8 @@ impl DeviceWeight {
             layout: match facts.layout {
                 Layout::Fast => 0,
                 Layout::Small => 1,
+                Layout::ExactBf16 => 2,
+                Layout::ExactFp16 => 3,
             },
             tile_count: number(&subject, facts.tile_count())?,
         };
@@ -266,7 +266,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::codec::{encode, Buffers, EncodeOptions, SourceDtype};
+    use crate::codec::{encode, Buffers, EncodeOptions, Layout, SourceDtype};
 
     fn encoded(shape: [usize; 2], layout: Layout, values: impl Fn(usize) -> i16) -> Buffers {
         let values: Vec<i16> = (0..shape[0] * shape[1]).map(values).collect();
@@ -329,7 +329,7 @@ mod tests {
         let view = zeros.view("w").unwrap();
         assert_eq!(view.header.table_count, 0);
         let checked = CheckedWeight::of(&view).unwrap();
-        assert_eq!((checked.facts.table_count, checked.entries.len()), (1, 2048));
+        assert_eq!((checked.facts.table_count, checked.entries.len()), (1, 2049));
         assert_eq!(checked.facts.words_bytes, 0);
     }
 

@@ -7,7 +7,11 @@ use crate::cli::output::{pairs, shape, table, Measured};
 /// All of a report.
 pub(super) fn report(measured: &Measured<Report>) -> String {
     let report = &measured.report;
-    let choice = report.bits.map_or_else(|| "int8".to_owned(), |bits| format!("{bits} bits"));
+    let choice = match report.bits {
+        _ if report.layout.starts_with("exact") => "lossless".to_owned(),
+        Some(bits) => format!("{bits} bits"),
+        None => "int8".to_owned(),
+    };
     let title = format!(
         "{}, driver {}, libtorch {}; {choice}, layout {}, activations {}; a copy moves {:.2} TB/s",
         report.device.name,
