@@ -43,8 +43,9 @@ impl TileShape {
     /// (`row_access`, an embedding) a tile is one stripe high; of floats as many as hold more than 8192 weights, since what
     /// a tile costs is most of what they take over their entropy.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
+        let few = !row_access && FEW_TILES.contains(&rows.saturating_mul(cols));
         let target = match layout {
-            Layout::Fast if !row_access && FEW_TILES.contains(&rows.saturating_mul(cols)) => 1 << 13,
+            _ if few && layout != Layout::Small => 1 << 13,
             Layout::Small => 48 << 10,
             Layout::Fast | Layout::ExactBf16 | Layout::ExactFp16 => 1 << 14,
         };
