@@ -20,6 +20,8 @@ constexpr u32 MOST_WARPS = 32;
 constexpr u32 INFINITE_BITS = 0x7F800000;
 constexpr int LARGEST_EXPONENT = 14;
 
+__device__ __forceinline__ float infinity() { return __uint_as_float(INFINITE_BITS); }
+
 // The largest of the block's values, for all of its threads.
 __device__ __forceinline__ u32 block_max(u32 own) {
     __shared__ u32 of_warps[MOST_WARPS];
@@ -72,8 +74,13 @@ __device__ __forceinline__ void bring_row(const Arguments& arguments, const type
                 if constexpr (SCALED || PIECES == 2) {
                     const float value = SCALED ? ldexpf(pack[i], -exponent) : pack[i];
                     halves.set(i, value);
+                    if constexpr (!SCALED) {
+                        // A BF16 can't round to infinity what is finite.
+                        const bool lost = fabsf(value) < infinity() && !(fabsf(halves[i]) < infinity());
+                        if (lost) halves.elements[i] = value < 0 ? 0xFF7F : 0x7F7F;
+                    }
                     // What is not finite has no rest.
-                    if (fabsf(halves[i]) < __uint_as_float(INFINITE_BITS)) rests.set(i, (value - halves[i]) * SECOND_PIECE<Half>);
+                    if (fabsf(halves[i]) < infinity()) rests.set(i, (value - halves[i]) * SECOND_PIECE<Half>);
                 } else {
                     halves.elements[i] = pack.elements[i];
                 }

@@ -159,10 +159,11 @@ __device__ __forceinline__ const u8* decode_full_groups(Lane& lane, bool first, 
     typedef GroupDecoder<LAYOUT, R> Decoder;
     typedef typename Decoder::Raw Raw;
     Raw next;
-    next.load(raw, lane_index);
+    const u8* ahead = Raw::begin(raw, lane_index);
+    next.load(ahead, lane_index);
     if (first) start_lane(lane);
     sink.begin_groups();
-    const u8* ahead = raw + Raw::GROUP_BYTES;
+    ahead += Raw::GROUP_BYTES;
 #pragma unroll 1
     for (u32 group = 0; group < count; group++) {
         const Raw own = next;

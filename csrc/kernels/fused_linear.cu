@@ -1,8 +1,8 @@
 // y = x W^T + bias, multiplied on the tensor cores while the weights are decoded.
 //
 // A thread block owns whole bands (rows of tiles) and its warps take their tiles in order. A warp sums over the columns of its
-// tile in registers; the tiles of a band add up in shared memory one after the other, left to right, so that the result does
-// not depend on which warp was faster, on the launch, or on the other rows of x.
+// tile in registers and leaves the sums in shared memory; the last warp of a band adds all of them, left to right, so that the
+// result does not depend on which warp was faster, on the launch, or on the other rows of x.
 #include "decode.cuh"
 
 constexpr u32 MOST_WEIGHTS = 3;
@@ -149,22 +149,31 @@ struct EscapeHalves {
     }
 };
 
-// Adds the escapes of one stripe: 16 of them are the columns of a k-step.
+// A lane's sums of a stripe: of NB blocks of 8 rows of x.
+template <u32 NB>
+struct Sums {
+    float of[NB][4];
+};
+
+// `sums` with the escapes of one stripe: 16 of them are the columns of a k-step. Not inlined: few tiles have any.
 template <u32 LAYOUT, u32 NB, bool WIDE>
-__device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscapes escapes, u32 tile_col, u32 tile_cols, u32 stripe,
-                                         float (&sums)[NB][4]) {
+__device__ __noinline__ Sums<NB> with_escapes(const Arguments& arguments, SharedEscapes escapes, u32 tile_col, u32 tile_cols, u32 stripe,
+                                              Sums<NB> sums) {
     const u32 lane = threadIdx.x % LANES, row = lane / 4, first = 2 * (lane % 4);
     for (u32 base = 0; base < escapes.count; base += 16) {
         u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0}, cols[4];
+        bool used[4];
 #pragma unroll
         for (u32 k = 0; k < 4; k++) {
             const u32 index = base + first + (k & 1) + 8 * (k >> 1);
             cols[k] = 0;
+            used[k] = false;
             if (index >= escapes.count) continue;
             const u32 position = escapes.position(index);
             const u32 tile_row = divide_small(position, tile_cols);
             const u32 own_row = tile_row - stripe * STRIPE_ROWS;
             cols[k] = position - tile_row * tile_cols;
+            used[k] = own_row < STRIPE_ROWS;
             const EscapeHalves halves = EscapeHalves::of<LAYOUT, WIDE>(escapes.value<WIDE>(index));
             const u32 register_index = 2 * (k >> 1), shift = 16 * (k & 1);
             if (own_row == row) whole[register_index] |= halves.low << shift, high[register_index] |= halves.high << shift;
@@ -176,11 +185,12 @@ __device__ __noinline__ void add_escapes(const Arguments& arguments, SharedEscap
             const u32 x_row = min_u32(b * MMA_COLS + row, arguments.batch - 1);
             const u16* own = arguments.x + u64(x_row) * arguments.x_stride + tile_col;
 #pragma unroll
-            for (u32 k = 0; k < 4; k++) x[k] = own[cols[k]];
-            multiply<LAYOUT>(sums[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
-            if (WIDE && is_grid(LAYOUT)) multiply<LAYOUT>(sums[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
+            for (u32 k = 0; k < 4; k++) x[k] = used[k] ? own[cols[k]] : 0;
+            multiply<LAYOUT>(sums.of[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
+            if (WIDE && is_grid(LAYOUT)) multiply<LAYOUT>(sums.of[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
         }
     }
+    return sums;
 }
 
 __device__ __forceinline__ u32 load_acquire(u32 address) {
@@ -208,23 +218,26 @@ struct Meeting {
     u32 slots, tiles_across;
 
     // `ordinal`: the band's number in this block. True for the last to come, which gets the total.
-    __device__ __forceinline__ bool join(u32 ordinal, u32 tile, u32 tile_count, u32 lane, float (&own)[NB][4]) const {
+    __device__ __forceinline__ bool join(u32 ordinal, u32 tile, u32 tile_count, u32 lane, Sums<NB>& own) const {
+        // It does not count as a band of its slot, so the host puts the weights that have such bands last.
         if (tile_count == 1) return true;
-        const u32 bands_before = ordinal / slots, slot = ordinal - bands_before * slots;
+        const u32 bands_before = divide_small(ordinal, slots), slot = ordinal - bands_before * slots;
         const u32 arrival = arrivals + 4 * slot;
         // Bands begin in order, but this one may have come this far while one long before it still waits for a tile.
-        while (load_acquire(arrival) >> 16 != bands_before) __nanosleep(100);
+        while (load_acquire(arrival) >> 16 != (bands_before & 0xFFFF)) __nanosleep(100);
         float* band = sums + slot * tiles_across * (NB * 4 * LANES) + lane;
         float* mine = band + tile * (NB * 4 * LANES);
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) mine[(b * 4 + i) * LANES] = own[b][i];
+            for (u32 i = 0; i < 4; i++) mine[(b * 4 + i) * LANES] = own.of[b][i];
         __syncwarp();
         u32 before = 0;
         if (lane == 0) before = add_acquire_release(arrival, 1);
         before = __shfl_sync(~0u, before, 0) & 0xFFFF;
         if (before + 1 < tile_count) return false;
+        // Lane 0 acquired for all.
+        __syncwarp();
         add_up(band, tile_count, own);
         __syncwarp();
         if (lane == 0) store_release(arrival, (bands_before + 1) << 16);
@@ -232,17 +245,17 @@ struct Meeting {
     }
 
 private:
-    static __device__ __forceinline__ void add_up(const float* band, u32 tile_count, float (&total)[NB][4]) {
+    static __device__ __forceinline__ void add_up(const float* band, u32 tile_count, Sums<NB>& total) {
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) total[b][i] = band[(b * 4 + i) * LANES];
+            for (u32 i = 0; i < 4; i++) total.of[b][i] = band[(b * 4 + i) * LANES];
         for (u32 tile = 1; tile < tile_count; tile++) {
             band += NB * 4 * LANES;
 #pragma unroll
             for (u32 b = 0; b < NB; b++)
 #pragma unroll
-                for (u32 i = 0; i < 4; i++) total[b][i] += band[(b * 4 + i) * LANES];
+                for (u32 i = 0; i < 4; i++) total.of[b][i] += band[(b * 4 + i) * LANES];
         }
     }
 };
@@ -281,17 +294,19 @@ __device__ __forceinline__ void write_sum(const Arguments& arguments, const Part
 
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ void write_stripe(const Arguments& arguments, const Part& part, const RowFactors& factors, u32 stripe_row,
-                                             u32 lane, const float (&sums)[NB][4]) {
+                                             u32 lane, const Sums<NB>& sums) {
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 row = stripe_row + lane / 4 + 8 * half;
         if (row >= part.weight.rows) continue;
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
-            const float first = sums[b][2 * half], second = sums[b][2 * half + 1];
+            const float first = sums.of[b][2 * half], second = sums.of[b][2 * half + 1];
             const u32 n = b * MMA_COLS + 2 * (lane % 4);
             if (arguments.x_pieces == 2) {
-                write_sum<LAYOUT>(arguments, part, factors, half, row, n / 2, arguments.batch / 2, first + second * arguments.x_second);
+                // An infinite weight makes both infinite, or the second NaN.
+                const float both = fabsf(first) < __uint_as_float(0x7F800000) ? first + second * arguments.x_second : first;
+                write_sum<LAYOUT>(arguments, part, factors, half, row, n / 2, arguments.batch / 2, both);
             } else {
                 write_sum<LAYOUT>(arguments, part, factors, half, row, n, arguments.batch, first);
                 write_sum<LAYOUT>(arguments, part, factors, half, row, n + 1, arguments.batch, second);
@@ -327,60 +342,88 @@ __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
     return task;
 }
 
-__device__ __forceinline__ TileHeader header_of(const Arguments& arguments, const Task& task) {
-    const Weight& weight = arguments.parts[task.part].weight;
-    return load_header(weight, task.band * weight.tiles_across + task.tile);
-}
+// What is kept of a tile that is opened, in shared memory: whatever lived on through the loop over the groups would take registers
+// from it, and to find it anew takes long.
+struct Record {
+    u32 address;  // of two times 16 bytes
 
-__device__ __forceinline__ Tile tile_of(const Arguments& arguments, const Task& task, const TileHeader& header) {
-    return tile_at(arguments.parts[task.part].weight, task.band, task.tile, header);
-}
+    static constexpr u32 BYTES = 32;
+
+    // What the loop over the groups begins with ...
+    __device__ __forceinline__ void store(const OpenTile& open, const Task& task) const {
+        const Tile& tile = open.tile;
+        const u32 flags = tile.table | tile.raw_bits << 8 | u32(open.sections.valid) << 12 | u32(tile.wide_escapes) << 13;
+        const u32 raw_units = u32(open.sections.raw / PAYLOAD_UNIT);
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(raw_units), "r"(tile.col),
+                     "r"(tile.rows << 16 | tile.cols), "r"(tile.escapes << 16 | flags) : "memory");
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address + 16), "r"(task.part), "r"(task.band),
+                     "r"(task.ordinal), "r"(task.tile) : "memory");
+    }
+
+    __device__ __forceinline__ Task task() const {
+        const uint4 words = load_shared_u128(address + 16);
+        return {words.z, words.x, words.y, words.w, false, false};
+    }
+
+    // ... but for where the tile begins and ends, and its row.
+    __device__ __forceinline__ OpenTile open() const {
+        const uint4 words = load_shared_u128(address);
+        OpenTile open;
+        open.sections = {u64(words.x) * PAYLOAD_UNIT, 0, 0, (words.w >> 12 & 1) != 0};
+        Tile& tile = open.tile;
+        tile.row = 0;
+        tile.col = words.y;
+        tile.rows = words.z >> 16;
+        tile.cols = words.z & 0xFFFF;
+        tile.table = words.w & 255;
+        tile.raw_bits = words.w >> 8 & 15;
+        tile.left = tile.wide_lengths = false;
+        tile.wide_escapes = words.w >> 13 & 1;
+        tile.escapes = words.w >> 16;
+        return open;
+    }
+};
 
 // What follows a stripe's last group: the sum over the band's tiles, the result. Not inlined, and given only what names the tile:
 // whatever lived on through the loop over the groups would take registers from it.
 template <u32 LAYOUT, u32 NB>
-__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Meeting<NB>& meeting, u32 task_index, u32 stripe,
-                                           const float (&groups)[NB][4]) {
+__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Meeting<NB> meeting, Record record, u32 stripe, Sums<NB> sums) {
     const u32 lane = threadIdx.x % LANES;
-    const Task task = task_at(arguments, task_index);
+    const Task task = record.task();
     const Part& part = arguments.parts[task.part];
+    if (!meeting.join(task.ordinal, task.tile, part.weight.tiles_across, lane, sums)) return;
     const u32 stripe_row = task.band * part.weight.tile_rows + stripe * STRIPE_ROWS;
+    // A damaged tile has not waited yet, and the bias may be another kernel's.
+    overlap_wait();
     RowFactors factors;
-    float sums[NB][4];
-#pragma unroll
-    for (u32 b = 0; b < NB; b++)
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) sums[b][i] = groups[b][i];
-    if (meeting.join(task.ordinal, task.tile, part.weight.tiles_across, lane, sums)) {
-        factors.load(part, stripe_row, lane);
-        // A damaged tile has not waited yet.
-        overlap_wait();
-        write_stripe<LAYOUT, NB>(arguments, part, factors, stripe_row, lane, sums);
-    }
+    factors.load(part, stripe_row, lane);
+    write_stripe<LAYOUT, NB>(arguments, part, factors, stripe_row, lane, sums);
 }
 
 // The escapes behind the words of an open tile. The host makes room for all of a tile's; whatever passes it is left out.
-__device__ __forceinline__ SharedEscapes shared_escapes(const Tile& tile, bool valid, u32 word_count, const WarpMemory& memory) {
-    const u32 positions = 2 * word_count, values = positions + 2 * tile.escapes;
-    const bool fits = valid && values + tile.escapes * (tile.wide_escapes ? 2 : 1) <= memory.words_bytes;
+__device__ __forceinline__ SharedEscapes shared_escapes(const OpenTile& open, const WarpMemory& memory) {
+    const Tile& tile = open.tile;
+    const u32 positions = 2 * open.word_count, values = positions + 2 * tile.escapes;
+    const bool fits = open.sections.valid && values + tile.escapes * (tile.wide_escapes ? 2 : 1) <= memory.words_bytes;
     return {memory.words + positions, memory.words + values, fits ? tile.escapes : 0, tile.wide_escapes};
 }
 
-// What is kept of a tile whose words are on their way: the rest is found again by the number of its task.
+// A tile whose words are on their way, or why there is none.
 struct Opened {
-    u32 task_index;
+    bool none, empty;
     LaneHead head;
-    TileHeader header;
 };
 
-// All of this is of the weights alone, which no kernel writes.
-__device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task_index, const WarpMemory& memory, u32 lane) {
+// Opens the task of this number. All of this is of the weights alone, which no kernel writes.
+__device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task_index, const WarpMemory& memory, Record record, u32 lane) {
     const Task task = task_at(arguments, task_index);
-    if (task.empty) return {task_index, {0, 0}, {0, 0, 0}};
-    const TileHeader header = header_of(arguments, task);
+    if (task.empty) return {task.none, true, {0, 0}};
+    const Weight& weight = arguments.parts[task.part].weight;
+    const Tile tile = tile_at(weight, task.band, task.tile, load_header(weight, task.band * weight.tiles_across + task.tile));
     OpenTile open;
-    const LaneHead head = open.begin(arguments.parts[task.part].weight, tile_of(arguments, task, header), memory, lane);
-    return {task_index, head, header};
+    const LaneHead head = open.begin(weight, tile, memory, lane);
+    if (lane == 0) record.store(open, task);
+    return {false, false, head};
 }
 
 __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
@@ -390,20 +433,20 @@ __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
 }
 
 // Decodes and multiplies an opened tile, and opens the next one: for up to 8 rows as soon as the words of this are used up, so that
-// they are on their way while the sums wait for their turn. More rows have no registers to spare for that.
+// they are on their way while the sums meet those of other tiles. More rows have no registers to spare for that.
 template <u32 LAYOUT, u32 NB>
-__device__ __forceinline__ Opened run_task(const Arguments& arguments, const Task& task, const Opened& opened, const WarpMemory& memory,
-                                           const Meeting<NB>& meeting, u32* next_task, u32 lane) {
-    const Part& part = arguments.parts[task.part];
-    OpenTile open;
-    open.tile = tile_of(arguments, task, opened.header);
-    open.sections = sections_of(open.tile, LAYOUT);
+__device__ __forceinline__ Opened run_task(const Arguments& arguments, const Opened& opened, const WarpMemory& memory, Record record,
+                                           Record next_record, const Meeting<NB>& meeting, u32* next_task, u32 lane) {
+    // Lane 0 wrote the record.
+    __syncwarp();
+    OpenTile open = record.open();
     open.place(opened.head, memory, lane);
     const Tile& tile = open.tile;
-    const Sections& sections = open.sections;
+    const bool valid = open.sections.valid;
+    const Part& part = arguments.parts[record.task().part];
     const Table table = table_of<LAYOUT>(part.weight, tile, memory.tables + part.first_table * (4u << scale_bits(LAYOUT)));
-    const u8* raw = part.weight.payload + sections.raw;
-    const SharedEscapes escapes = shared_escapes(tile, sections.valid, open.word_count, memory);
+    const u8* raw = part.weight.payload + open.sections.raw;
+    const SharedEscapes escapes = shared_escapes(open, memory);
     Lane own = open.lane;
     MultiplySink<LAYOUT, NB> sink;
     Opened next = {};
@@ -411,33 +454,33 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Tas
     for (u32 stripe = 0; stripe < tile.stripes(); stripe++) {
         sink.start(arguments, tile.col, lane);
         sink.clear();
-        if (sections.valid) raw = decode_stripe<LAYOUT>(tile, own, table, stripe, raw, lane, sink);
-        // A copy, so that only it lives in memory.
-        float sums[NB][4];
+        if (valid) raw = decode_stripe<LAYOUT>(tile, own, table, stripe, raw, lane, sink);
+        Sums<NB> sums;
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) sums[b][i] = sink.sums[b][i];
+            for (u32 i = 0; i < 4; i++) sums.of[b][i] = sink.sums[b][i];
         if (escapes.count > 0) {
-            if (escapes.wide) add_escapes<LAYOUT, NB, true>(arguments, escapes, tile.col, tile.cols, stripe, sums);
-            else add_escapes<LAYOUT, NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
+            sums = escapes.wide ? with_escapes<LAYOUT, NB, true>(arguments, escapes, tile.col, tile.cols, stripe, sums)
+                                : with_escapes<LAYOUT, NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
         }
         const bool last = stripe + 1 == tile.stripes();
-        if (NB == 1 && last) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
-        finish_stripe<LAYOUT, NB>(arguments, meeting, opened.task_index, stripe, sums);
+        if (NB == 1 && last) next = open_task(arguments, claim_task(next_task, lane), memory, next_record, lane);
+        finish_stripe<LAYOUT, NB>(arguments, meeting, record, stripe, sums);
     }
-    if (NB > 1) next = open_task(arguments, claim_task(next_task, lane), memory, lane);
+    if (NB > 1) next = open_task(arguments, claim_task(next_task, lane), memory, next_record, lane);
     return next;
 }
 
-// Shared memory: tables, the warps' words, sums and arrivals of the meeting, the next task.
+// Shared memory: tables, the warps' words and two records each, sums and arrivals of the meeting, the next task.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     extern __shared__ __align__(16) u8 dynamic[];
     u8* shared = align_for_tables<LAYOUT>(dynamic);
     const u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
     const u32 base = shared_address(shared);
-    float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * arguments.words_bytes);
+    const u32 warp_bytes = arguments.words_bytes + 2 * Record::BYTES;
+    float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * warp_bytes);
     u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * arguments.tiles_across * (NB * 4 * LANES));
     u32* next_task = arrivals + arguments.slots;
     for (u32 part = 0; part < arguments.part_count; part++) {
@@ -446,8 +489,9 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     }
     commit_async();
     // What the first tiles ask of the memory is on its way before the tables are here.
-    const WarpMemory memory = {base + arguments.table_bytes + warp * arguments.words_bytes, arguments.words_bytes, base};
-    Opened opened = open_task(arguments, warp, memory, lane);
+    const WarpMemory memory = {base + arguments.table_bytes + warp * warp_bytes, arguments.words_bytes, base};
+    Record record = {memory.words + arguments.words_bytes}, other = {record.address + Record::BYTES};
+    Opened opened = open_task(arguments, warp, memory, record, lane);
     commit_async();
     for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) arrivals[slot] = 0;
     if (threadIdx.x == 0) *next_task = warps;
@@ -455,14 +499,15 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     __syncthreads();
     overlap_trigger();
     const Meeting<NB> meeting = {sums, shared_address(arrivals), arguments.slots, arguments.tiles_across};
-    while (true) {
-        const Task task = task_at(arguments, opened.task_index);
-        if (task.none) break;
-        if (task.empty) {
-            opened = open_task(arguments, claim_task(next_task, lane), memory, lane);
-        } else {
-            opened = run_task<LAYOUT, NB>(arguments, task, opened, memory, meeting, next_task, lane);
+    while (!opened.none) {
+        if (opened.empty) {
+            opened = open_task(arguments, claim_task(next_task, lane), memory, record, lane);
+            continue;
         }
+        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, meeting, next_task, lane);
+        const Record done = record;
+        record = other;
+        other = done;
     }
 }
 

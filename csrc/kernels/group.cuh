@@ -1,6 +1,7 @@
 // The weights of one group, decoded into the registers that `mma.m16n8k16` takes as its A operand.
 //
-// A register holds two weights as FP16 subnormals: the grid value times 2^-24. Four registers make one k-step.
+// A register holds two weights: of a grid, as FP16 subnormals, the grid value times 2^-24; else their own bits. Four registers make
+// one k-step.
 #pragma once
 #include "rans.cuh"
 
@@ -26,23 +27,31 @@ struct RawWords {
 
     static constexpr u32 GROUP_BYTES = BITS * 4 * LANES;
 
-    // `group` is where the group's raw bits begin. They are used once: the L1 is left to others.
-    __device__ __forceinline__ void load(const u8* group, u32 lane) {
+    // Words that a lane has together, of the widest part.
+    static constexpr u32 FIRST_RUN = BITS >= 4 ? 4 : BITS >= 2 ? 2 : 1;
+
+    // Where a lane's words begin in the group at `group`.
+    static __device__ __forceinline__ const u8* begin(const u8* group, u32 lane) { return group + lane * 4 * FIRST_RUN; }
+
+    // `own` is where this lane's words begin. They are used once: the L1 is left to others.
+    __device__ __forceinline__ void load(const u8* own, u32 lane) {
         u32 at = 0;
 #pragma unroll
         for (u32 part = 8; part >= 1; part /= 2) {
             if (!(BITS & part)) continue;
+            // The lanes' runs of a narrower part lie closer together.
+            const u8* from = own - (part < 4 ? lane * 4 * (FIRST_RUN - part) : 0);
 #pragma unroll
             for (u32 run = 0; run < part; run += 4) {
-                const u8* own = group + (at + run) * 4 * LANES + lane * 4 * (part < 4 ? part : 4);
+                const u8* words_of_run = from + (at + run) * 4 * LANES;
                 u32* to = words + at + run;
                 if (part >= 4) {
                     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(own));
+                                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(words_of_run));
                 } else if (part == 2) {
-                    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(own));
+                    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(words_of_run));
                 } else {
-                    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(own));
+                    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(words_of_run));
                 }
             }
             at += part;

@@ -130,7 +130,8 @@ fn a_row_is_the_same_alone_and_in_any_batch() {
     need_gpu!();
     for weight_kind in EXACT {
         for kind in KINDS {
-            let (_vs, linear) = linear(&compress(&floats(&[96, 4096], weight_kind, 7)), None);
+            let bias = random(&[96], 12);
+            let (_vs, linear) = linear(&compress(&floats(&[96, 4096], weight_kind, 7)), Some(&bias));
             linear.set_fused_rows(usize::MAX);
             let x = random(&[64, 4096], 8).to_kind(kind).to_device(CUDA);
             let all = linear.try_forward(&x).unwrap();
@@ -172,6 +173,29 @@ fn looked_up_rows_are_the_tables_own() {
             let index = Tensor::from_slice(&rows);
             let got = embedding.try_forward(&index.to_device(CUDA)).unwrap();
             assert_same_bits(&got, &table.index_select(0, &index), &format!("{kind:?} {shape:?}"));
+        }
+    }
+}
+
+#[test]
+fn infinite_weights_and_inputs_stay_among_themselves() {
+    need_gpu!();
+    for weight_kind in EXACT {
+        let weight = floats(&[48, 320], weight_kind, 13);
+        let _ = weight.narrow(0, 5, 1).narrow(1, 7, 1).fill_(f64::INFINITY);
+        // An escape at the first column, beside which an infinite input must not count for the other rows.
+        let _ = weight.narrow(0, 20, 1).narrow(1, 0, 1).fill_(3.0);
+        let (_vs, linear) = linear(&compress(&weight), None);
+        linear.set_fused_rows(usize::MAX);
+        for kind in KINDS {
+            let x = random(&[3, 320], 14).to_kind(kind);
+            let y = linear.try_forward(&x.to_device(CUDA)).unwrap().to_device(Device::Cpu);
+            let infinite = y.isinf();
+            assert_eq!(infinite.narrow(1, 5, 1).all().int64_value(&[]), 1, "{weight_kind:?} {kind:?} {y:?}");
+            assert_eq!(infinite.sum(Kind::Int64).int64_value(&[]), 3, "{weight_kind:?} {kind:?}");
+            let sign = x.narrow(1, 7, 1).sign().to_kind(Kind::Double);
+            assert_eq!(y.narrow(1, 5, 1).sign().to_kind(Kind::Double), sign, "{weight_kind:?} {kind:?}");
+            assert_eq!(y.isnan().any().int64_value(&[]), 0, "{weight_kind:?} {kind:?}");
         }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Tests that watch the device's memory want the others to be still: run the binary with `--test-threads=1`.
 
-use codecllm::codec::{CompressedTensor, EncodeOptions, Layout, Predictor, StepRule, BUFFER_NAMES};
+use codecllm::codec::{
+    CompressedTensor, EncodeOptions, Layout, Predictor, StepRule, TileShape, BUFFER_NAMES,
+};
 use codecllm::cuda::PeakMemory;
-use codecllm::nn::{CompressedEmbedding, CompressedLinear};
+use codecllm::nn::{CompressedEmbedding, CompressedLinear, Linear, MergedLinear};
 use codecllm::tile::STRIPE_ROWS;
 use codecllm::ErrorKind;
 use tch::nn::VarStore;
@@ -737,4 +739,38 @@ fn a_layer_loaded_onto_the_gpu_is_checked_first() {
     let error = CompressedLinear::from_tensors(&path, damaged.try_into().unwrap(), None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(vs.variables().is_empty());
+}
+
+/// Weights of 16 x 1024 columns, cut into tiles of these widths.
+fn cut(rows: i64, tile_cols: usize, seed: i64) -> CompressedTensor {
+    let tile = Some(TileShape { rows: STRIPE_ROWS, cols: tile_cols });
+    let options = EncodeOptions { tile, allow_left: false, ..EncodeOptions::default() };
+    CompressedTensor::compress("w", &random(&[rows, 1024], seed), StepRule::Step(0.1), options).unwrap()
+}
+
+#[test]
+fn weights_in_tiles_of_different_widths_share_a_launch() {
+    need_gpu!();
+    // So many bands that each block has more of either than it has slots for.
+    let (wide, narrow) = (cut(30_000, 1024, 51), cut(20_000, 128, 52));
+    for parts in [[&wide, &narrow], [&narrow, &wide]] {
+        let vs = VarStore::new(CUDA);
+        let linears: Vec<Linear> = parts
+            .iter()
+            .enumerate()
+            .map(|(index, part)| {
+                Linear::Compressed(CompressedLinear::new(&(vs.root() / index), part, None).unwrap())
+            })
+            .collect();
+        let merged = MergedLinear::new(&linears.iter().collect::<Vec<_>>()).unwrap();
+        merged.set_fused_rows(usize::MAX);
+        for batch in [1, 12, 24, 64] {
+            let x = random(&[batch, 1024], batch);
+            let y = poisoned(&[batch, 50_000], Kind::Float);
+            merged.forward_into(&x.to_device(CUDA), &y).unwrap();
+            let want = Tensor::cat(&parts.map(|part| product(part, &x, None)), 1);
+            let error = row_error(&y, &want);
+            assert!(error < 3e-5, "{batch} rows: {error}");
+        }
+    }
 }

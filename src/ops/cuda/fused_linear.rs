@@ -1,5 +1,7 @@
 //! `y = x W^T + bias` from compressed weights on a GPU, for a few rows of x.
 
+use std::cmp::Reverse;
+
 use tch::{Kind, Tensor};
 
 use super::activations::{pieces, with_activations, Activations};
@@ -26,6 +28,8 @@ const ROWS: [usize; 4] = [MOST_ROWS, 32, 16, 8];
 const MMA_COLS: usize = 8;
 /// Sums that a lane has for [`MMA_COLS`] rows of x.
 const LANE_SUMS: usize = 4;
+/// What a warp keeps of the tile it decodes and of the next: twice `Record::BYTES` of the kernel.
+const RECORD_BYTES: usize = 64;
 /// As many warps keep a multiprocessor busy: with fewer it waits for memory, more share its time.
 const BUSY_WARPS: usize = 16;
 
@@ -221,7 +225,10 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
     let subject = parts.first().map_or("fused linear", |part| part.weight.subject());
     let mut mirrors = [Part::default(); MOST_WEIGHTS];
     let mut first_table = 0;
-    for ((mirror, part), rows) in mirrors.iter_mut().zip(parts).zip(&output.rows) {
+    // A band of one tile passes the kernel's meeting by, where bands are counted: none may come before a band that is counted.
+    let mut order: Vec<_> = parts.iter().zip(&output.rows).collect();
+    order.sort_by_key(|(part, _)| Reverse(part.weight.facts.tiles_across));
+    for (mirror, (part, rows)) in mirrors.iter_mut().zip(order) {
         let facts = &part.weight.facts;
         *mirror = Part {
             weight: part.weight.mirror,
@@ -297,15 +304,17 @@ impl Plan {
             shared_bytes: 0,
         };
         let layout = weights.first()?.layout;
-        let with = |warps: usize| {
-            let mut plan = Self { warps, slots: slots(warps, plan.tiles_across, variant.rows), ..plan };
+        let with = |warps: usize, slots: usize| {
+            let mut plan = Self { warps, slots, ..plan };
             plan.shared_bytes = plan.shared_bytes(layout, variant.rows, most(|weight| weight.slack_bytes));
             plan
         };
         let most_warps = variant.warps.min(plan.tasks());
-        let largest =
-            (1..=most_warps).rev().map(with).find(|plan| plan.shared_bytes <= limits.shared_bytes)?;
-        Some(with(largest.tasks().div_ceil(largest.rounds())))
+        let mut plans = (1..=most_warps)
+            .rev()
+            .flat_map(|warps| slots(warps, plan.tiles_across).map(move |slots| with(warps, slots)));
+        let largest = plans.find(|plan| plan.shared_bytes <= limits.shared_bytes)?;
+        Some(with(largest.tasks().div_ceil(largest.rounds()), largest.slots))
     }
 
     /// Tiles of a block, at most.
@@ -333,27 +342,24 @@ impl Plan {
         self.tasks() * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
-    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, sums and turns of the slots and the next
+    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, two records each, sums and arrivals of the slots and the next
     /// task; and behind it what a damaged stream may reach.
     fn shared_bytes(&self, layout: Layout, rows: usize, slack_bytes: usize) -> usize {
         let sums = rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>();
         table_bytes(layout)
             + self.table_bytes
-            + self.warps * self.words_bytes
+            + self.warps * (self.words_bytes + RECORD_BYTES)
             + self.slots * (self.tiles_across * sums + size_of::<u32>())
             + size_of::<u128>()
             + slack_bytes
     }
 }
 
-/// Bands of a block that may be unfinished at once: those that its warps work on and one that waits for its last tile; where the
-/// sums of many rows take much room, not that. A band of one tile meets nobody.
-fn slots(warps: usize, tiles_across: usize, rows: usize) -> usize {
-    match (tiles_across, rows) {
-        (1, _) => 0,
-        (_, ..=16) => warps / tiles_across + 2,
-        _ => warps / tiles_across + 1,
-    }
+/// How many bands of a block may be unfinished at once, the best number first: those that `warps` work on and one that waits for its
+/// last tile; where the sums of many rows take much room, fewer, for which the next bands wait. A band of one tile meets nobody.
+fn slots(warps: usize, tiles_across: usize) -> impl Iterator<Item = usize> {
+    let (least, most) = if tiles_across == 1 { (0, 0) } else { (1, warps / tiles_across + 2) };
+    (least..=most).rev()
 }
 
 /// Whether two weights can share a launch.
@@ -489,9 +495,9 @@ mod tests {
     fn a_large_weight_fills_the_gpu() {
         let plan = Plan::new(Limits::H200, &[weight(28672, 4096)], 1).unwrap();
         // 56 tiles a block: two each for 28 warps.
-        assert_eq!((plan.grid, plan.warps, plan.slots), (132, 28, 9));
+        assert_eq!((plan.grid, plan.warps, plan.slots), (132, 28, 10));
         assert_eq!((plan.bands, plan.tiles_across, plan.source.name), (1792, 4, "fused_linear_fast_8_32"));
-        assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 28 * 4096 + 9 * (4 * 512 + 4) + 16 + 272);
+        assert_eq!(plan.shared_bytes, 8192 + 4 * 8192 + 28 * (4096 + 64) + 10 * (4 * 512 + 4) + 16 + 272);
     }
 
     #[test]

@@ -30,12 +30,13 @@ mod tests {
 
     #[test]
     fn every_operator_is_there_once_and_in_the_right_variant() {
-        for (layout, name) in [(Layout::Fast, "_fast"), (Layout::Small, "_small")] {
+        for layout in Layout::ALL {
+            let name = format!("_{}", layout.name());
             let names: HashSet<&str> =
                 sources(layout, Kind::BFloat16).unwrap().iter().map(|source| source.name).collect();
             assert_eq!(names.len(), fused_sources(layout).count() + 3);
             assert!(names.contains(format!("decode_to_scratch{name}_bf16").as_str()));
-            assert!(names.iter().all(|other| *other == "activations.cu" || other.contains(name)));
+            assert!(names.iter().all(|other| *other == "activations.cu" || other.contains(&name)));
         }
         assert!(sources(Layout::Fast, Kind::Int64).is_err());
     }
@@ -43,7 +44,7 @@ mod tests {
     #[test]
     fn modules_are_begun_in_the_order_that_all_have() {
         let place = |source: &&Source| kernels::ALL.iter().position(|other| other == source);
-        for layout in [Layout::Fast, Layout::Small] {
+        for layout in Layout::ALL {
             let sources = sources(layout, Kind::Half).unwrap();
             let (fused, others) = sources.split_at(fused_sources(layout).count());
             assert!(fused.iter().map(place).is_sorted(), "{fused:?}");
