@@ -44,6 +44,7 @@ bench: models ## the numbers: ratios, speeds, perplexity
 bench-cuda: setup ## the numbers of a GPU: layers of Llama-3.1-8B, and a random model of that shape that generates
 	cargo run --release -- bench --device cuda --bits 5.3
 	cargo run --release -- bench --device cuda --bits 6.2
+	cargo run --release -- bench --device cuda --lossless --dtype bf16
 	cargo run --release -- bench generate --config 8b --bits 5.3
 
 doc: setup ## the library's documentation, in target/doc
