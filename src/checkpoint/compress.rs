@@ -1,6 +1,6 @@
 //! A model directory to a compressed one, tensor by tensor.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,19 +9,23 @@ use super::container::{checksum, is_buffer, CHOICE_KEY, HEADER_KEY, NO_CHECKSUM,
 use super::selection::{select, EMBEDDING};
 use super::{Reader, Writer, INDEX_FILE};
 use crate::codec::{
-    solve_exponent, CompressedTensor, EncodeOptions, Layout, Matrix, RateSample, StepRule, TensorStats,
-    BUDGET_RANGE, FORMAT_VERSION,
+    solve_exponent, CompressedTensor, EncodeOptions, GridRule, Importance, Layout, Matrix, RateSample,
+    StepRule, TensorStats, BUDGET_RANGE, FORMAT_VERSION,
 };
 use crate::error::{Error, Result};
 use crate::nn::Bias;
 use crate::quantize::Distortion;
 
 /// How far the size may be from a budget before the steps are corrected and everything is encoded again, bits a weight.
-const BUDGET_TOLERANCE: f64 = 0.02;
-/// How far it may be after the last correction.
-const BUDGET_LIMIT: f64 = 0.05;
+const BUDGET_TOLERANCE: f64 = 0.015;
+/// How far it may be after the last correction, in a model of at least [`SMALL_MODEL`] weights.
+const BUDGET_LIMIT: f64 = 0.02;
+/// The same in a smaller model, which has no steps fine enough for every size.
+const SMALL_MODEL_LIMIT: f64 = 0.05;
+/// Weights.
+const SMALL_MODEL: u64 = 1_000_000;
 /// Times that everything is encoded.
-const BUDGET_ATTEMPTS: usize = 3;
+const BUDGET_ATTEMPTS: usize = 4;
 
 /// What size or quality to aim for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +34,15 @@ pub enum Target {
     Int8,
     /// This many bits a weight for the whole model, 2.5 to 8.5, everything counted.
     Bits(f64),
+}
+
+impl Target {
+    /// No measurable loss.
+    pub const NEAR: Self = Self::Bits(7.4);
+    /// A loss that a benchmark shows and a reader does not.
+    pub const BALANCED: Self = Self::Bits(6.2);
+    /// Half the size of 10 bits, at a loss.
+    pub const SMALL: Self = Self::Bits(5.2);
 }
 
 impl std::fmt::Display for Target {
@@ -83,6 +96,20 @@ pub struct TensorReport {
     /// What compression made of it.
     #[serde(flatten)]
     pub stats: TensorStats,
+    /// What the errors add to the divergence of the next token, nats, expected from the calibration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_divergence: Option<f64>,
+}
+
+/// What calibration gained.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CalibrationGain {
+    /// Divergence of the next token over the calibration text, nats, expected to second order.
+    pub expected_divergence: f64,
+    /// The same without calibration at the same size.
+    pub data_free_divergence: f64,
+    /// `1 - expected_divergence / data_free_divergence`.
+    pub gain: f64,
 }
 
 /// A compressed model.
@@ -108,6 +135,9 @@ pub struct CompressReport {
     pub tensors: Vec<TensorReport>,
     /// Tensors stored as they are.
     pub kept: Vec<String>,
+    /// Of a calibrated compression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationGain>,
 }
 
 /// Compresses the model directory `dir` into the new directory `out`.
@@ -123,49 +153,90 @@ pub fn compress(
     options: &CompressOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<CompressReport> {
+    let reader = Reader::open(dir)?;
+    compress_from(&reader, out.as_ref(), options, None, progress)
+}
+
+/// As [`compress`], with steps and rounding that follow what errors cost: `importance` by tensor path, from
+/// [`calibrate`](crate::calibration::calibrate).
+///
+/// # Errors
+/// As [`compress`]; `InvalidArgument` for a target that is not a size, or a matrix without importance.
+pub fn compress_calibrated(
+    dir: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &CompressOptions,
+    importance: &HashMap<String, Importance>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<CompressReport> {
+    let Target::Bits(bits) = options.target else {
+        let message =
+            format!("calibration chooses steps, {} has its own; ask for a size instead", options.target);
+        return Err(Error::invalid("--calibrate", message));
+    };
+    let reader = Reader::open(dir)?;
+    let mut report = compress_from(&reader, out.as_ref(), options, Some(importance), progress)?;
+    let selected = select(&reader, &options.include, &options.exclude)?;
+    let job = Job { reader: &reader, selected: &selected, options, importance: None };
+    let expected: f64 = report.tensors.iter().filter_map(|tensor| tensor.expected_divergence).sum();
+    let data_free = job.data_free_divergence(bits, importance, progress)?;
+    report.calibration = Some(CalibrationGain {
+        expected_divergence: expected,
+        data_free_divergence: data_free,
+        gain: 1.0 - expected / data_free.max(f64::MIN_POSITIVE),
+    });
+    Ok(report)
+}
+
+fn compress_from(
+    reader: &Reader,
+    out: &Path,
+    options: &CompressOptions,
+    importance: Option<&HashMap<String, Importance>>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<CompressReport> {
     if let Target::Bits(bits) = options.target {
         if !BUDGET_RANGE.contains(&bits) {
             return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")));
         }
     }
-    let reader = Reader::open(dir)?;
-    refuse_compressed(&reader)?;
-    let selected = select(&reader, &options.include, &options.exclude)?;
-    let job = Job { reader: &reader, selected: &selected, options };
+    refuse_compressed(reader)?;
+    let selected = select(reader, &options.include, &options.exclude)?;
+    let job = Job { reader, selected: &selected, options, importance };
     let Target::Bits(bits) = options.target else {
-        let written = job.write(out.as_ref(), |_| Ok(StepRule::RowAbsmax), progress, |_| true)?;
+        let written = job.write(out, |_| Ok(GridRule::Own(StepRule::RowAbsmax)), progress, |_| true)?;
         return written.ok_or_else(|| Error::invalid("--preset", "was not written"));
     };
     // Fail before the long work, not after.
-    drop(Writer::create(out.as_ref())?);
+    drop(Writer::create(out)?);
     let samples = job.samples(progress)?;
+    let limit = if job.weights() < SMALL_MODEL { SMALL_MODEL_LIMIT } else { BUDGET_LIMIT };
     let mut aim = bits;
     for attempt in 1..=BUDGET_ATTEMPTS {
         let exponent = solve_exponent(&samples, job.other_bytes(), job.weights() as usize, aim)?;
-        let step = |path: &str| {
-            samples
-                .iter()
-                .find(|sample| sample.tensor_path() == path)
-                .map(|sample| StepRule::Step(sample.step(exponent)))
-                .ok_or_else(|| Error::invalid(path, "was not measured"))
-        };
         let mut got = bits;
         let accept = |reached: f64| {
             got = reached;
-            let tolerance = if attempt < BUDGET_ATTEMPTS { BUDGET_TOLERANCE } else { BUDGET_LIMIT };
+            let tolerance = if attempt < BUDGET_ATTEMPTS { BUDGET_TOLERANCE } else { limit };
             (reached - bits).abs() <= tolerance
         };
-        if let Some(report) = job.write(out.as_ref(), step, progress, accept)? {
+        if let Some(report) = job.write(out, |path| measured(&samples, path, exponent), progress, accept)? {
             return Ok(report);
         }
         aim += bits - got;
     }
     Err(Error::invalid(
         "--bits",
-        format!(
-            "{bits} bits a weight were not met within {BUDGET_LIMIT}: what is not compressed weighs too much"
-        ),
+        format!("{bits} bits a weight were not met within {limit}: what is not compressed weighs too much"),
     ))
+}
+
+fn measured<'a>(samples: &'a [RateSample], path: &str, exponent: f64) -> Result<GridRule<'a>> {
+    samples
+        .iter()
+        .find(|sample| sample.tensor_path() == path)
+        .map(|sample| GridRule::Measured(sample, exponent))
+        .ok_or_else(|| Error::invalid(path, "was not measured"))
 }
 
 fn refuse_compressed(reader: &Reader) -> Result<()> {
@@ -183,6 +254,8 @@ struct Job<'a> {
     reader: &'a Reader,
     selected: &'a HashSet<String>,
     options: &'a CompressOptions,
+    /// By tensor path, if the model was calibrated.
+    importance: Option<&'a HashMap<String, Importance>>,
 }
 
 impl Job<'_> {
@@ -208,11 +281,34 @@ impl Job<'_> {
         let mut done_bytes = 0;
         let mut samples = Vec::new();
         for path in self.selected_in_order() {
-            samples.push(RateSample::new(path, &self.matrix(path)?, self.encode_options(path))?);
+            let (matrix, options) = (self.matrix(path)?, self.encode_options(path));
+            samples.push(match self.importance {
+                None => RateSample::new(path, &matrix, options)?,
+                Some(all) => RateSample::calibrated(path, &matrix, options, importance_of(all, path)?)?,
+            });
             done_bytes += self.bytes_of(path);
             progress(Progress { stage: "measure", tensor_path: path, done_bytes, total_bytes });
         }
         Ok(samples)
+    }
+
+    /// The divergence expected of `bits` a weight without calibration, as `importance` weighs it.
+    fn data_free_divergence(
+        &self,
+        bits: f64,
+        importance: &HashMap<String, Importance>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<f64> {
+        let samples = self.samples(progress)?;
+        let exponent = solve_exponent(&samples, self.other_bytes(), self.weights() as usize, bits)?;
+        let mut sum = 0.0;
+        for sample in &samples {
+            let path = sample.tensor_path();
+            let matrix = self.matrix(path)?;
+            let quantized = sample.quantize(&matrix, exponent)?;
+            sum += importance_of(importance, path)?.divergence(&matrix, &quantized, path)?;
+        }
+        Ok(sum)
     }
 
     /// Bytes of the output that no step changes: tensors stored as they are and, roughly, the file's header.
@@ -228,10 +324,10 @@ impl Job<'_> {
     }
 
     /// Writes the output, or nothing (`None`) if `accept` refuses the bits a weight that were reached.
-    fn write(
+    fn write<'r>(
         &self,
         out: &Path,
-        rule: impl Fn(&str) -> Result<StepRule>,
+        rule: impl Fn(&str) -> Result<GridRule<'r>>,
         progress: &mut dyn FnMut(Progress<'_>),
         accept: impl FnOnce(f64) -> bool,
     ) -> Result<Option<CompressReport>> {
@@ -270,14 +366,19 @@ impl Job<'_> {
         self.reader.names().map(|name| count(name) as u64).sum()
     }
 
-    fn compress_tensor(&self, path: &str, rule: StepRule, writer: &mut Writer) -> Result<TensorReport> {
+    fn compress_tensor(&self, path: &str, rule: GridRule<'_>, writer: &mut Writer) -> Result<TensorReport> {
         let matrix = self.matrix(path)?;
         let quantized = rule.quantize(&matrix, path)?;
         let compressed = CompressedTensor::encode(path, &matrix, &quantized, self.encode_options(path))?;
         for (name, bytes) in compressed.buffers().iter() {
             writer.add(&format!("{path}.{name}"), safetensors::Dtype::U8, &[bytes.len()], bytes)?;
         }
-        Ok(TensorReport { tensor_path: path.to_owned(), shape: matrix.shape, stats: *compressed.stats() })
+        let expected_divergence = match self.importance {
+            Some(all) => Some(importance_of(all, path)?.divergence(&matrix, &quantized, path)?),
+            None => None,
+        };
+        let (tensor_path, shape, stats) = (path.to_owned(), matrix.shape, *compressed.stats());
+        Ok(TensorReport { tensor_path, shape, stats, expected_divergence })
     }
 
     /// Copies a tensor as it is; the bias of a compressed linear becomes its byte buffer.
@@ -297,6 +398,12 @@ impl Job<'_> {
         writer.metadata(format!("{TENSOR_KEY}{path}"), checksum(&bytes));
         writer.add(path, info.dtype, &info.shape, &bytes)
     }
+}
+
+fn importance_of<'a>(all: &'a HashMap<String, Importance>, path: &str) -> Result<&'a Importance> {
+    all.get(path).ok_or_else(|| {
+        Error::invalid(path, "is no layer that the calibration text passed through (exclude this tensor)")
+    })
 }
 
 /// Everything in the directory that is not a tensor file: config, tokenizer, templates, licenses.
@@ -339,5 +446,6 @@ fn summarize(
         max_error: distortion.max_error,
         tensors,
         kept,
+        calibration: None,
     }
 }

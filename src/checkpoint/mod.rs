@@ -15,7 +15,10 @@ mod verify;
 mod weights;
 mod writer;
 
-pub use compress::{compress, CompressOptions, CompressReport, Progress, Target, TensorReport};
+pub use compress::{
+    compress, compress_calibrated, CalibrationGain, CompressOptions, CompressReport, Progress, Target,
+    TensorReport,
+};
 pub use decompress::decompress;
 pub use inspect::{inspect, InspectReport, InspectTensor};
 pub use reader::{Reader, TensorInfo};

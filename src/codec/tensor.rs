@@ -206,21 +206,26 @@ impl Matrix {
     /// Some whole stripes of 16 rows spread evenly over the matrix, about `weights` of them in all.
     #[must_use]
     pub fn sample(&self, weights: usize) -> Self {
+        self.take_rows(&self.sample_rows(weights))
+    }
+
+    /// The rows of [`Matrix::sample`].
+    pub(super) fn sample_rows(&self, weights: usize) -> Vec<usize> {
         let [rows, cols] = self.shape;
-        let stripe = 16 * cols;
         let stripes = rows / 16;
-        let wanted = weights.div_ceil(stripe).max(1);
+        let wanted = weights.div_ceil(16 * cols).max(1);
         if stripes <= wanted {
-            return self.clone();
+            return (0..rows).collect();
         }
-        let chosen: Vec<f32> = (0..wanted)
-            .flat_map(|index| {
-                let at = index * stripes / wanted * stripe;
-                &self.weights[at..at + stripe]
-            })
-            .copied()
-            .collect();
-        Self { shape: [chosen.len() / cols, cols], weights: chosen, dtype: self.dtype }
+        (0..wanted).flat_map(|index| (0..16).map(move |row| 16 * (index * stripes / wanted) + row)).collect()
+    }
+
+    /// The matrix of these `rows`, which must be its own.
+    pub(super) fn take_rows(&self, rows: &[usize]) -> Self {
+        let cols = self.shape[1];
+        let weights =
+            rows.iter().flat_map(|row| &self.weights[row * cols..(row + 1) * cols]).copied().collect();
+        Self { weights, shape: [rows.len(), cols], dtype: self.dtype }
     }
 }
 
