@@ -211,10 +211,9 @@ fn compress_from(
     drop(Writer::create(out)?);
     let samples = job.samples(progress)?;
     let limit = if job.weights() < SMALL_MODEL { SMALL_MODEL_LIMIT } else { BUDGET_LIMIT };
-    let mut aim = bits;
+    let (mut aim, mut got) = (bits, bits);
     for attempt in 1..=BUDGET_ATTEMPTS {
         let exponent = solve_exponent(&samples, job.other_bytes(), job.weights() as usize, aim)?;
-        let mut got = bits;
         let accept = |reached: f64| {
             got = reached;
             let tolerance = if attempt < BUDGET_ATTEMPTS { BUDGET_TOLERANCE } else { limit };
@@ -227,7 +226,10 @@ fn compress_from(
     }
     Err(Error::invalid(
         "--bits",
-        format!("{bits} bits a weight were not met within {limit}: what is not compressed weighs too much"),
+        format!(
+            "{bits} bits a weight were not met within {limit}, {got:.3} were (what is not compressed weighs too much, or \
+             some weights are too large for a grid of 16 bits as fine as the others need)"
+        ),
     ))
 }
 

@@ -176,3 +176,86 @@ fn upper_factor(moments: &[f32], order: &[usize], damping: f64) -> std::result::
     let upper = inverse.f_linalg_cholesky(true)?;
     Vec::<f64>::try_from(upper.f_contiguous()?.f_view([-1])?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::SourceDtype;
+    use super::*;
+    use crate::quantize::quantize_steps;
+
+    const COLS: usize = 24;
+
+    /// Moments of inputs of which many go together, and a matrix.
+    fn inputs_and_matrix(rows: i64) -> (Arc<InputMoments>, Matrix) {
+        tch::manual_seed(5);
+        let options = (Kind::Float, tch::Device::Cpu);
+        let mixed = Tensor::randn([400, 6], options).matmul(&Tensor::randn([6, COLS as i64], options));
+        let inputs: Tensor = mixed + 0.3 * Tensor::randn([400, COLS as i64], options);
+        let moments = inputs.tr().matmul(&inputs) / 400.0;
+        let moments = Vec::<f32>::try_from(moments.reshape([-1])).unwrap();
+        let weights = Vec::<f32>::try_from(Tensor::randn([rows * COLS as i64], options)).unwrap();
+        let matrix = Matrix { weights, shape: [rows as usize, COLS], dtype: SourceDtype::F32 };
+        (Arc::new(InputMoments::new(COLS, moments, "w").unwrap()), matrix)
+    }
+
+    #[test]
+    fn feedback_halves_what_rounding_costs() {
+        let (inputs, matrix) = inputs_and_matrix(40);
+        let importance = Importance::new(vec![1.0; 40], inputs);
+        let cost = |feedback| {
+            let quantized = quantize_steps(&matrix.weights, COLS, &[0.2], feedback, "w").unwrap();
+            importance.divergence(&matrix, &quantized, "w").unwrap()
+        };
+        let (plain, fed_back) = (cost(None), cost(importance.feedback()));
+        assert!(fed_back < 0.5 * plain, "{fed_back} with feedback, {plain} without");
+        // A rounding error is uniform: step^2 / 12, and feedback leaves the residual of the moments.
+        let expected = 0.5 * 40.0 * COLS as f64 * 0.2f64.powi(2) / 12.0 * importance.inputs.residual;
+        assert!((fed_back / expected - 1.0).abs() < 0.2, "{fed_back}, expected {expected}");
+    }
+
+    #[test]
+    fn the_cost_is_the_quadratic_form() {
+        let moments = vec![2.0, 1.0, 1.0, 3.0];
+        let inputs = Arc::new(InputMoments::new(2, moments, "w").unwrap());
+        let importance = Importance::new(vec![1.0, 10.0], inputs);
+        let matrix = Matrix { weights: vec![0.25, 0.0, 0.0, -0.5], shape: [2, 2], dtype: SourceDtype::F32 };
+        let quantized = Quantized { values: vec![0, 0, 0, 0], scales: vec![half::bf16::ONE] };
+        let cost = importance.divergence(&matrix, &quantized, "w").unwrap();
+        assert!((cost - 0.5 * (0.25 * 0.25 * 2.0 + 10.0 * 0.25 * 3.0)).abs() < 1e-6, "{cost}");
+        let other = Matrix { shape: [1, 4], ..matrix };
+        let error = importance.divergence(&other, &quantized, "w").unwrap_err();
+        assert_eq!(error.to_string(), "w: shape [1, 4], wanted [2, 2] as calibrated");
+    }
+
+    #[test]
+    fn what_costs_four_times_as_much_gets_half_the_step() {
+        let (inputs, _) = inputs_and_matrix(1);
+        let step = |cost: f32| match Importance::new(vec![cost; 8], inputs.clone()).relative_steps() {
+            RelativeSteps::Matrix(step) => step,
+            RelativeSteps::Rows(_) => panic!("equal rows need no steps of their own"),
+        };
+        assert!((step(1.0) / step(4.0) - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rows_get_steps_where_that_pays_their_scales() {
+        let wide = |costs: Vec<f32>| {
+            let inputs = Arc::new(InputMoments::new(1000, vec![1.0; 1000], "w").unwrap());
+            Importance::new(costs, inputs).relative_steps()
+        };
+        let RelativeSteps::Rows(steps) = wide(vec![1.0, 0.0, 0.0, 16.0]) else { panic!("one step") };
+        assert!(steps[3] < steps[0] && steps[0] < steps[1] && steps[1] == steps[2], "{steps:?}");
+        assert!(matches!(wide(vec![1.0, 1.1]), RelativeSteps::Matrix(_)));
+    }
+
+    #[test]
+    fn inputs_that_never_come_are_no_error() {
+        let inputs = InputMoments::new(2, vec![0.0; 4], "w").unwrap();
+        let importance = Importance::new(vec![0.0, 0.0], Arc::new(inputs));
+        let RelativeSteps::Matrix(step) = importance.relative_steps() else { panic!("steps of rows") };
+        assert!(step.is_finite() && step > 0.0);
+        let error = InputMoments::new(2, vec![f32::NAN; 4], "w").unwrap_err();
+        assert_eq!(error.to_string(), "w: moments of the inputs are not finite (overflow?)");
+        assert!(InputMoments::new(2, vec![0.0; 3], "w").is_err());
+    }
+}

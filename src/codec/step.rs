@@ -216,6 +216,20 @@ fn whole_bits(view: &View, sample_weights: usize, weights: usize) -> f64 {
     8.0 * (fixed as f64 + rest)
 }
 
+/// The `log_step` that half of the weights stay below: a matrix whose errors cost next to nothing does not move it.
+fn middle_log_step(samples: &[RateSample]) -> f64 {
+    let mut steps: Vec<(f64, usize)> =
+        samples.iter().map(|sample| (sample.log_step, sample.weights)).collect();
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let total: usize = steps.iter().map(|step| step.1).sum();
+    let mut below = 0;
+    let middle = steps.iter().find(|step| {
+        below += step.1;
+        2 * below >= total
+    });
+    middle.map_or(0.0, |step| step.0)
+}
+
 /// The common exponent at which all matrices together, with `other_bytes` beside them, take `bits` for each of the
 /// model's `weights`.
 ///
@@ -226,9 +240,7 @@ pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, weights: usize
             samples.par_iter().map(|sample| sample.bits(exponent)).collect::<Result<Vec<_>>>()?.iter().sum();
         Ok((coded + 8.0 * other_bytes as f64) / weights.max(1) as f64 - bits)
     };
-    let total: f64 = samples.iter().map(|sample| sample.weights as f64).sum();
-    let log_step =
-        samples.iter().map(|sample| sample.log_step * sample.weights as f64).sum::<f64>() / total.max(1.0);
+    let log_step = middle_log_step(samples);
     let [mut fine, mut coarse] = EXPONENT_RANGE.map(|exponent| exponent - log_step);
     let least = excess(coarse)?;
     if least > 0.0 {
