@@ -210,14 +210,16 @@ fn compress_from(
     // Fail before the long work, not after.
     drop(Writer::create(out)?);
     let samples = job.samples(progress)?;
-    let limit = if job.weights() < SMALL_MODEL { SMALL_MODEL_LIMIT } else { BUDGET_LIMIT };
+    let [tolerance, limit] = match job.weights() < SMALL_MODEL {
+        true => [SMALL_MODEL_LIMIT; 2],
+        false => [BUDGET_TOLERANCE, BUDGET_LIMIT],
+    };
     let (mut aim, mut got) = (bits, bits);
     for attempt in 1..=BUDGET_ATTEMPTS {
         let exponent = solve_exponent(&samples, job.other_bytes(), job.weights() as usize, aim)?;
         let accept = |reached: f64| {
             got = reached;
-            let tolerance = if attempt < BUDGET_ATTEMPTS { BUDGET_TOLERANCE } else { limit };
-            (reached - bits).abs() <= tolerance
+            (reached - bits).abs() <= if attempt < BUDGET_ATTEMPTS { tolerance } else { limit }
         };
         if let Some(report) = job.write(out, |path| measured(&samples, path, exponent), progress, accept)? {
             return Ok(report);

@@ -19,9 +19,9 @@ use crate::quantize::{
 /// The bits a weight that a budget may ask for.
 pub const BUDGET_RANGE: std::ops::RangeInclusive<f64> = 2.5..=8.5;
 
-/// Binary logarithms of the mean step, relative to the root mean square, between which a budget is sought: heavy tails at
-/// 8.5 bits need the finer end, matrices that differ much in importance the coarser one at 2.5.
-const EXPONENT_RANGE: [f64; 2] = [-16.0, 8.0];
+/// Binary logarithms of the middle step, relative to the root mean square, between which a budget is sought: heavy tails at
+/// 8.5 bits need the finer end; beyond the coarser one hardly a weight is left.
+const EXPONENT_RANGE: [f64; 2] = [-16.0, 2.0];
 /// What a step stays below: BF16 holds it.
 const LARGEST_STEP: f64 = 1e38;
 
