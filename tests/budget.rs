@@ -16,8 +16,10 @@ fn gaussian(random: &mut StdRng) -> f32 {
     radius * (std::f32::consts::TAU * random.random::<f32>()).cos()
 }
 
-/// One weight of `row` of a matrix of each kind.
-const DISTRIBUTIONS: [(&str, fn(&mut StdRng, usize) -> f32); 10] = [
+/// Draws a weight of a row.
+type Draw = fn(&mut StdRng, usize) -> f32;
+
+const DISTRIBUTIONS: [(&str, Draw); 10] = [
     ("gaussian", |random, _| 0.02 * gaussian(random)),
     ("tiny", |random, _| 1e-30 * gaussian(random)),
     ("large", |random, _| 1e20 * gaussian(random)),

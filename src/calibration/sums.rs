@@ -94,10 +94,8 @@ impl Sums {
         })?;
         let derivatives = Tensor::f_run_backward(&[nats], &outputs, false, false)?;
         tch::no_grad(|| {
-            let mut squares = derivatives
-                .iter()
-                .map(|derivative| sum_of_squares(derivative))
-                .collect::<std::result::Result<Vec<_>, _>>()?;
+            let mut squares =
+                derivatives.iter().map(sum_of_squares).collect::<std::result::Result<Vec<_>, _>>()?;
             let of_head = probabilities.f_mul(&probabilities.f_neg()?.f_add_scalar(1.0)?)?;
             squares.push(of_head.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Float)?);
             Ok(squares)

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::calibrated::{importance_of, CalibrationGain};
 use super::container::{checksum, is_buffer, CHOICE_KEY, HEADER_KEY, NO_CHECKSUM, TENSOR_KEY, VERSION_KEY};
 use super::selection::{select, EMBEDDING};
 use super::{Reader, Writer, INDEX_FILE};
@@ -101,17 +102,6 @@ pub struct TensorReport {
     pub expected_divergence: Option<f64>,
 }
 
-/// What calibration gained.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct CalibrationGain {
-    /// Divergence of the next token over the calibration text, nats, expected to second order.
-    pub expected_divergence: f64,
-    /// The same without calibration at the same size.
-    pub data_free_divergence: f64,
-    /// `1 - expected_divergence / data_free_divergence`.
-    pub gain: f64,
-}
-
 /// A compressed model.
 #[derive(Clone, Debug, Serialize)]
 pub struct CompressReport {
@@ -157,38 +147,7 @@ pub fn compress(
     compress_from(&reader, out.as_ref(), options, None, progress)
 }
 
-/// As [`compress`], with steps and rounding that follow what errors cost: `importance` by tensor path, from
-/// [`calibrate`](crate::calibration::calibrate).
-///
-/// # Errors
-/// As [`compress`]; `InvalidArgument` for a target that is not a size, or a matrix without importance.
-pub fn compress_calibrated(
-    dir: impl AsRef<Path>,
-    out: impl AsRef<Path>,
-    options: &CompressOptions,
-    importance: &HashMap<String, Importance>,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<CompressReport> {
-    let Target::Bits(bits) = options.target else {
-        let message =
-            format!("calibration chooses steps, {} has its own; ask for a size instead", options.target);
-        return Err(Error::invalid("--calibrate", message));
-    };
-    let reader = Reader::open(dir)?;
-    let mut report = compress_from(&reader, out.as_ref(), options, Some(importance), progress)?;
-    let selected = select(&reader, &options.include, &options.exclude)?;
-    let job = Job { reader: &reader, selected: &selected, options, importance: None };
-    let expected: f64 = report.tensors.iter().filter_map(|tensor| tensor.expected_divergence).sum();
-    let data_free = job.data_free_divergence(bits, importance, progress)?;
-    report.calibration = Some(CalibrationGain {
-        expected_divergence: expected,
-        data_free_divergence: data_free,
-        gain: 1.0 - expected / data_free.max(f64::MIN_POSITIVE),
-    });
-    Ok(report)
-}
-
-fn compress_from(
+pub(super) fn compress_from(
     reader: &Reader,
     out: &Path,
     options: &CompressOptions,
@@ -254,12 +213,12 @@ fn refuse_compressed(reader: &Reader) -> Result<()> {
 }
 
 /// One compression: what from, and how.
-struct Job<'a> {
-    reader: &'a Reader,
-    selected: &'a HashSet<String>,
-    options: &'a CompressOptions,
+pub(super) struct Job<'a> {
+    pub(super) reader: &'a Reader,
+    pub(super) selected: &'a HashSet<String>,
+    pub(super) options: &'a CompressOptions,
     /// By tensor path, if the model was calibrated.
-    importance: Option<&'a HashMap<String, Importance>>,
+    pub(super) importance: Option<&'a HashMap<String, Importance>>,
 }
 
 impl Job<'_> {
@@ -267,7 +226,7 @@ impl Job<'_> {
         EncodeOptions { layout: self.options.layout, row_access: path == EMBEDDING, allow_left: true }
     }
 
-    fn matrix(&self, path: &str) -> Result<Matrix> {
+    pub(super) fn matrix(&self, path: &str) -> Result<Matrix> {
         Matrix::of(path, &self.reader.read(path)?)
     }
 
@@ -280,7 +239,7 @@ impl Job<'_> {
     }
 
     /// Samples of all selected matrices.
-    fn samples(&self, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<RateSample>> {
+    pub(super) fn samples(&self, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Vec<RateSample>> {
         let total_bytes = self.selected_in_order().map(|path| self.bytes_of(path)).sum();
         let mut done_bytes = 0;
         let mut samples = Vec::new();
@@ -296,27 +255,8 @@ impl Job<'_> {
         Ok(samples)
     }
 
-    /// The divergence expected of `bits` a weight without calibration, as `importance` weighs it.
-    fn data_free_divergence(
-        &self,
-        bits: f64,
-        importance: &HashMap<String, Importance>,
-        progress: &mut dyn FnMut(Progress<'_>),
-    ) -> Result<f64> {
-        let samples = self.samples(progress)?;
-        let exponent = solve_exponent(&samples, self.other_bytes(), self.weights() as usize, bits)?;
-        let mut sum = 0.0;
-        for sample in &samples {
-            let path = sample.tensor_path();
-            let matrix = self.matrix(path)?;
-            let quantized = sample.quantize(&matrix, exponent)?;
-            sum += importance_of(importance, path)?.divergence(&matrix, &quantized, path)?;
-        }
-        Ok(sum)
-    }
-
     /// Bytes of the output that no step changes: tensors stored as they are and, roughly, the file's header.
-    fn other_bytes(&self) -> usize {
+    pub(super) fn other_bytes(&self) -> usize {
         self.reader
             .names()
             .map(|name| match self.selected.contains(name) {
@@ -365,7 +305,7 @@ impl Job<'_> {
         Ok(Some(summarize(weights, total_bytes, compressed_bytes, tensors, kept)))
     }
 
-    fn weights(&self) -> u64 {
+    pub(super) fn weights(&self) -> u64 {
         let count = |name| self.reader.info(name).map_or(0, |info| info.shape.iter().product::<usize>());
         self.reader.names().map(|name| count(name) as u64).sum()
     }
@@ -402,12 +342,6 @@ impl Job<'_> {
         writer.metadata(format!("{TENSOR_KEY}{path}"), checksum(&bytes));
         writer.add(path, info.dtype, &info.shape, &bytes)
     }
-}
-
-fn importance_of<'a>(all: &'a HashMap<String, Importance>, path: &str) -> Result<&'a Importance> {
-    all.get(path).ok_or_else(|| {
-        Error::invalid(path, "is no layer that the calibration text passed through (exclude this tensor)")
-    })
 }
 
 /// Everything in the directory that is not a tensor file: config, tokenizer, templates, licenses.

@@ -3,6 +3,7 @@
 //! [`Reader`] trusts nothing it reads and loads one tensor at a time; [`Writer`] streams tensors out and lets
 //! the finished directory appear in one step; [`CheckpointWeights`] turns what a reader holds into layers.
 
+mod calibrated;
 mod compress;
 mod container;
 mod decompress;
@@ -15,10 +16,8 @@ mod verify;
 mod weights;
 mod writer;
 
-pub use compress::{
-    compress, compress_calibrated, CalibrationGain, CompressOptions, CompressReport, Progress, Target,
-    TensorReport,
-};
+pub use calibrated::{compress_calibrated, CalibrationGain};
+pub use compress::{compress, CompressOptions, CompressReport, Progress, Target, TensorReport};
 pub use decompress::decompress;
 pub use inspect::{inspect, InspectReport, InspectTensor};
 pub use reader::{Reader, TensorInfo};
