@@ -3,6 +3,10 @@
 //! The grid is symmetric: a weight is a whole number times a scale. Scales are BF16, so a scale takes 16 bits and
 //! has the range of FP32, and a grid value of up to 16 bits times a scale is exact in FP32.
 
+mod feedback;
+
+pub use feedback::Feedback;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -139,16 +143,52 @@ pub fn quantize_rows(weights: &[f32], cols: usize, levels: i16, subject: &str) -
 ///
 /// Errors where a weight or the step is not finite. `subject` is the tensor path.
 pub fn quantize_tensor(weights: &[f32], cols: usize, step: f32, subject: &str) -> Result<Quantized> {
+    quantize_steps(weights, cols, &[step], None, subject)
+}
+
+/// One step for the whole matrix, or one a row, as [`quantize_tensor`]; with `feedback` what rounding does to the layer's
+/// output is made up for.
+///
+/// Errors where a weight or a step is not finite, or where there are neither one step nor one a row.
+pub fn quantize_steps(
+    weights: &[f32],
+    cols: usize,
+    steps: &[f32],
+    feedback: Option<&Feedback>,
+    subject: &str,
+) -> Result<Quantized> {
     check_finite(weights, cols, subject)?;
-    if !bf16::from_f32(step).is_finite() {
+    if let Some(step) = steps.iter().find(|step| !bf16::from_f32(**step).is_finite()) {
         return Err(Error::invalid(subject, format!("step {step}, wanted a number that BF16 can hold")));
     }
+    let rows = weights.len() / cols.max(1);
+    let scales: Vec<bf16> = match steps {
+        [step] => vec![scale_for(*step, weights)],
+        steps if steps.len() == rows => {
+            weights.par_chunks(cols).zip(steps).map(|(row, step)| scale_for(*step, row)).collect()
+        }
+        _ => {
+            let message = format!("{} steps for {rows} rows, wanted 1 or {rows}", steps.len());
+            return Err(Error::invalid(subject, message));
+        }
+    };
+    let values = match feedback {
+        Some(feedback) => feedback.round(weights, &scales),
+        None => divide(weights, cols, &scales),
+    };
+    Ok(Quantized { values, scales })
+}
+
+/// The scale for `step`, or the least at which all `weights` fit the grid.
+fn scale_for(step: f32, weights: &[f32]) -> bf16 {
     let least = absmax(weights) / f32::from(MAX_MAGNITUDE);
-    let scale = if step > least { bf16::from_f32(step) } else { round_up(least) };
+    let scale = bf16::from_f32(step);
     // Rounding to BF16 may have gone below the least step.
-    let scale = if scale.to_f32() < least { round_up(least) } else { scale };
-    let scales = vec![scale];
-    Ok(Quantized { values: divide(weights, cols, &scales), scales })
+    if step > least && scale.to_f32() >= least {
+        scale
+    } else {
+        round_up(least)
+    }
 }
 
 /// Root of the mean square.

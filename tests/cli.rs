@@ -30,6 +30,8 @@ fn bad_arguments_exit_with_2() {
         ("compress m -o out --preset int4", "int4"),
         ("compress m -o out --bits 9", "2.5 to 8.5"),
         ("compress m -o out --bits NaN", "2.5 to 8.5"),
+        ("compress m -o out --preset near --bits 5", "--bits"),
+        ("compress m -o out --bits 5 --calibrate t --calibrate-windows 0", "1 or more"),
         ("compress m -o out --layout tiny", "tiny"),
         ("compress m -o out --preset lossless --layout small", "--layout"),
         ("compress m -o out --preset lossless --bits 5", "--bits"),

@@ -5,7 +5,8 @@ mod tiny_llama;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use codecllm::checkpoint::{compress, CompressOptions, Target};
+use codecllm::calibration::{calibrate, Options as CalibrationOptions};
+use codecllm::checkpoint::{compress, compress_calibrated, CompressOptions, Target};
 use codecllm::parity::{compare, Options, Report};
 use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt, SamplerOptions};
 use tch::Kind;
@@ -71,4 +72,32 @@ fn int8_and_six_bits_keep_the_stories() {
     assert!(six.divergence.kl_mean > int8.divergence.kl_mean && six.divergence.kl_mean < 0.025, "{six:?}");
     assert!(six.divergence.top1_agreement > 0.92, "{six:?}");
     assert!(perplexity_change(&six).abs() < 0.03, "{six:?}");
+}
+
+#[test]
+fn calibration_is_never_worse_on_its_own_text() {
+    let Some(stories) = stories() else { return };
+    let options =
+        CalibrationOptions { window: Some(64), windows: 6, ..CalibrationOptions::new(&stories.text) };
+    let calibration = calibrate(&stories.model, &options, &mut |_, _| ()).unwrap();
+    let mut before = f64::INFINITY;
+    for bits in [4.0, 5.2] {
+        let target = Target::Bits(bits);
+        let out = stories.folder.path().join(format!("calibrated {bits}"));
+        let options = CompressOptions { target, ..CompressOptions::default() };
+        let report =
+            compress_calibrated(&stories.model, &out, &options, &calibration.importance, &mut |_| ())
+                .unwrap();
+        assert!(
+            (report.bits_per_weight - bits).abs() <= 0.02,
+            "{} bits, wanted {bits}",
+            report.bits_per_weight
+        );
+        let gain = report.calibration.unwrap();
+        assert!(gain.expected_divergence < before, "more bits, more divergence: {gain:?}");
+        before = gain.expected_divergence;
+        let calibrated = stories.parity(&out).divergence.kl_mean;
+        let data_free = stories.parity(&stories.compressed(target)).divergence.kl_mean;
+        assert!(calibrated < 0.75 * data_free, "{bits} bits: {calibrated} nats, data-free {data_free}");
+    }
 }

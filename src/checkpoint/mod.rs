@@ -3,6 +3,7 @@
 //! [`Reader`] trusts nothing it reads and loads one tensor at a time; [`Writer`] streams tensors out and lets
 //! the finished directory appear in one step; [`CheckpointWeights`] turns what a reader holds into layers.
 
+mod calibrated;
 mod compress;
 mod container;
 mod decompress;
@@ -15,6 +16,7 @@ mod verify;
 mod weights;
 mod writer;
 
+pub use calibrated::{compress_calibrated, CalibrationGain};
 pub use compress::{
     compress, CompressOptions, CompressReport, Progress, Target, TensorReport, UncodedReport,
 };

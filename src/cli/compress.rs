@@ -1,22 +1,27 @@
 //! `codecllm compress`: a model directory to a compressed one.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{bail, Result};
 use clap::ValueEnum;
+use codecllm::calibration::{self, calibrate};
 use codecllm::checkpoint::{self, CompressReport, Target};
+use codecllm::codec::Importance;
 use serde::Serialize;
 
-use super::model::float;
+use super::model::{at_least_one, float};
 use super::output::{bytes, decibels, pairs, Measured, Output};
 use super::selection::SelectionArgs;
+use super::steps::Steps;
 
 const EXAMPLES: &str = "\
 Examples:
   codecllm compress MODEL_DIR -o OUT
   codecllm compress MODEL_DIR -o OUT --bits 5.3 --layout small
   codecllm compress MODEL_DIR -o OUT --preset lossless
+  codecllm compress MODEL_DIR -o OUT --preset balanced --calibrate TEXT
   codecllm compress MODEL_DIR -o OUT --include 'model.layers.*' --exclude '*.v_proj.weight'
 
 OUT must not exist; it appears when it is complete. Norms and biases stay as they are.";
@@ -36,6 +41,13 @@ pub(crate) struct Args {
     /// Bits a weight to spend on the whole model, 2.5 to 8.5, everything counted
     #[arg(long, value_name = "B", value_parser = budget)]
     bits: Option<f64>,
+    /// Run the model on the UTF-8 text in FILE first, and spend bits where errors would change its answers; with --bits or a
+    /// preset that is a size
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
+    /// Windows of the text to read, 512 tokens each
+    #[arg(long, value_name = "N", value_parser = at_least_one, default_value_t = calibration::DEFAULT_WINDOWS)]
+    calibrate_windows: usize,
     #[command(flatten)]
     selection: SelectionArgs,
 }
@@ -46,6 +58,24 @@ enum Preset {
     Int8,
     /// Every weight bit for bit: BF16, FP16, and FP32 where a whole tensor is exactly BF16 or FP16
     Lossless,
+    /// At most 7.4 bits a weight: no measurable loss
+    Near,
+    /// At most 6.2 bits a weight: a loss that a benchmark shows
+    Balanced,
+    /// At most 5.2 bits a weight, meant for --calibrate
+    Small,
+}
+
+impl Preset {
+    fn target(self) -> Target {
+        match self {
+            Self::Int8 => Target::Int8,
+            Self::Lossless => Target::Lossless,
+            Self::Near => Target::NEAR,
+            Self::Balanced => Target::BALANCED,
+            Self::Small => Target::SMALL,
+        }
+    }
 }
 
 /// Tensors whose reason to be stored as they are is printed.
@@ -63,8 +93,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let start = Instant::now();
     let target = match (args.bits, args.preset) {
         (Some(bits), _) => Target::Bits(bits),
-        (None, Some(Preset::Int8) | None) => Target::Int8,
-        (None, Some(Preset::Lossless)) => Target::Lossless,
+        (None, preset) => preset.unwrap_or(Preset::Int8).target(),
     };
     let layout = match (target, args.selection.layout) {
         (Target::Lossless, None) => "exact",
@@ -76,12 +105,37 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         (_, layout) => layout.unwrap_or_default().name(),
     };
     let choice = target.to_string();
+    let options = args.selection.options(target);
+    let importance = match &args.calibrate {
+        Some(text) => Some(importance(&args.model_dir, text, args.calibrate_windows, target, output)?),
+        None => None,
+    };
     output.note(format_args!("compressing at {choice}, layout {layout}"));
     let mut bar = output.progress();
-    let options = args.selection.options(target);
-    let report = checkpoint::compress(&args.model_dir, &args.output, &options, &mut |p| bar.show(&p))?;
+    let mut show = |p: checkpoint::Progress<'_>| bar.show(&p);
+    let (dir, out) = (&args.model_dir, &args.output);
+    let report = match &importance {
+        Some(importance) => checkpoint::compress_calibrated(dir, out, &options, importance, &mut show)?,
+        None => checkpoint::compress(dir, out, &options, &mut show)?,
+    };
     drop(bar);
     output.report(&Measured::since(start, Report { choice, layout, report }), text)
+}
+
+fn importance(
+    dir: &Path,
+    text: &Path,
+    windows: usize,
+    target: Target,
+    output: &Output,
+) -> Result<HashMap<String, Importance>> {
+    if !matches!(target, Target::Bits(_)) {
+        bail!("--calibrate: {target} has steps of its own, wanted --bits or a preset that is a size");
+    }
+    output.note(format_args!("calibrating on {}", text.display()));
+    let options = calibration::Options { windows, ..calibration::Options::new(text) };
+    let mut steps = Steps::new(output);
+    Ok(calibrate(dir, &options, &mut |done, total| steps.show("calibrate", done, total, ""))?.importance)
 }
 
 fn text(measured: &Measured<Report>) -> String {
@@ -97,11 +151,18 @@ fn text(measured: &Measured<Report>) -> String {
         ("SNR", decibels(report.snr_db)),
         ("largest error", format!("{:.3e}", report.max_error)),
     ];
+    let gain = report.calibration.map(|gain| {
+        let (calibrated, free) = (gain.expected_divergence, gain.data_free_divergence);
+        (
+            "expected divergence",
+            format!("{calibrated:.6} nats, data-free {free:.6} ({:+.1} %)", -100.0 * gain.gain),
+        )
+    });
     let uncoded = report.uncoded.iter().take(MOST_REASONS);
     let reasons = uncoded.map(|kept| ("stored as it is", format!("{}: {}", kept.tensor_path, kept.reason)));
     let rest = report.uncoded.len().saturating_sub(MOST_REASONS);
     let more = (rest > 0).then(|| ("stored as they are", format!("{rest} more (--json lists them)")));
-    pairs(rows.into_iter().chain(reasons).chain(more).chain(measured.rows()))
+    pairs(rows.into_iter().chain(gain).chain(reasons).chain(more).chain(measured.rows()))
 }
 
 /// What the bits of the compressed weights cannot go below, weight by weight.

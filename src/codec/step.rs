@@ -9,16 +9,22 @@ use rayon::prelude::*;
 use super::buffers::View;
 use super::encode::{encode, EncodeOptions};
 use super::header::HEADER_BYTES;
+use super::importance::{Importance, RelativeSteps};
 use super::plan::TileShape;
 use super::tensor::Matrix;
 use crate::error::{Error, Result};
-use crate::quantize::{check_finite, quantize_rows, quantize_tensor, root_mean_square, Quantized};
+use crate::quantize::{
+    check_finite, quantize_rows, quantize_steps, quantize_tensor, root_mean_square, Feedback, Quantized,
+};
 
 /// The bits a weight that a budget may ask for.
 pub const BUDGET_RANGE: std::ops::RangeInclusive<f64> = 2.5..=8.5;
 
-/// Binary logarithms of the relative step between which a budget is sought: finer than 8.5 bits, coarser than 2.5.
-const EXPONENT_RANGE: [f64; 2] = [-8.0, 2.0];
+/// Binary logarithms of the middle step, relative to the root mean square, between which a budget is sought: heavy tails at
+/// 8.5 bits need the finer end; beyond the coarser one hardly a weight is left.
+const EXPONENT_RANGE: [f64; 2] = [-16.0, 2.0];
+/// What a step stays below: BF16 holds it.
+const LARGEST_STEP: f64 = 1e38;
 
 /// How close to the budget the search must come, bits a weight.
 const TOLERANCE_BITS: f64 = 0.002;
@@ -54,30 +60,93 @@ impl StepRule {
     }
 }
 
-/// A sample of one matrix, to learn what the whole takes at a step.
+/// How one matrix gets its grid.
+#[derive(Clone, Copy, Debug)]
+pub enum GridRule<'a> {
+    /// By a rule of its own.
+    Own(StepRule),
+    /// As measured, at a common exponent.
+    Measured(&'a RateSample, f64),
+}
+
+impl GridRule<'_> {
+    /// Quantizes `matrix` so that every weight stays finite in its own dtype. `subject` is the tensor path.
+    pub fn quantize(self, matrix: &Matrix, subject: &str) -> Result<Quantized> {
+        match self {
+            Self::Own(rule) => rule.quantize(matrix, subject),
+            Self::Measured(sample, exponent) => sample.quantize(matrix, exponent),
+        }
+    }
+}
+
+/// A sample of one matrix, to learn what the whole takes at a step; and how the whole is quantized then.
 #[derive(Clone, Debug)]
 pub struct RateSample {
     tensor_path: String,
     sample: Matrix,
+    /// The rows of the matrix that the sample is made of.
+    rows: Vec<usize>,
     weights: usize,
-    unit: f64,
+    steps: RelativeSteps,
+    /// Mean over the rows of the binary logarithm of step over root mean square, at exponent 0.
+    log_step: f64,
+    importance: Option<Importance>,
     options: EncodeOptions,
 }
 
 impl RateSample {
-    /// Takes a sample of `matrix`, which will be encoded with `options`.
+    /// Takes a sample of `matrix`, which will be encoded with `options`. Its step will be in proportion to its root mean square.
     ///
     /// Errors where a weight of the matrix is not finite.
     pub fn new(tensor_path: &str, matrix: &Matrix, options: EncodeOptions) -> Result<Self> {
+        let steps = RelativeSteps::Matrix(root_mean_square(&matrix.weights));
+        Self::with_steps(tensor_path, matrix, options, steps, None)
+    }
+
+    /// The same with steps that follow `importance`, and rounding with its error feedback.
+    ///
+    /// Errors where a weight of the matrix is not finite, or where `importance` is of a matrix of another shape.
+    pub fn calibrated(
+        tensor_path: &str,
+        matrix: &Matrix,
+        options: EncodeOptions,
+        importance: &Importance,
+    ) -> Result<Self> {
+        if matrix.shape != importance.shape() {
+            let message = format!("shape {:?}, calibrated as {:?}", matrix.shape, importance.shape());
+            return Err(Error::invalid(tensor_path, message));
+        }
+        let importance = importance.clone();
+        Self::with_steps(tensor_path, matrix, options, importance.relative_steps(), Some(importance))
+    }
+
+    fn with_steps(
+        tensor_path: &str,
+        matrix: &Matrix,
+        options: EncodeOptions,
+        steps: RelativeSteps,
+        importance: Option<Importance>,
+    ) -> Result<Self> {
         let [rows, cols] = matrix.shape;
         check_finite(&matrix.weights, cols, tensor_path)?;
         // The sample alone would be cut in another way.
         let tile = TileShape::choose(rows, cols, options.layout, options.row_access);
+        let rms = root_mean_square(&matrix.weights).max(f64::MIN_POSITIVE);
+        let log_step = match &steps {
+            RelativeSteps::Matrix(step) => (step.max(f64::MIN_POSITIVE) / rms).log2(),
+            RelativeSteps::Rows(steps) => {
+                steps.iter().map(|step| (step / rms).log2()).sum::<f64>() / steps.len().max(1) as f64
+            }
+        };
+        let rows = matrix.sample_rows(SAMPLE_WEIGHTS);
         Ok(Self {
             tensor_path: tensor_path.to_owned(),
             weights: matrix.weights.len(),
-            unit: root_mean_square(&matrix.weights),
-            sample: matrix.sample(SAMPLE_WEIGHTS),
+            sample: matrix.take_rows(&rows),
+            rows,
+            steps,
+            log_step,
+            importance,
             options: EncodeOptions { tile: Some(tile), ..options },
         })
     }
@@ -92,19 +161,56 @@ impl RateSample {
         self.weights
     }
 
-    /// The step of this matrix when the common exponent is `exponent`.
+    /// The step of this matrix when the common exponent is `exponent`; the first row's where each has its own.
     pub fn step(&self, exponent: f64) -> f32 {
-        (self.unit * exponent.exp2()) as f32
+        self.step_of(0, exponent)
+    }
+
+    fn step_of(&self, row: usize, exponent: f64) -> f32 {
+        let step = match &self.steps {
+            RelativeSteps::Matrix(step) => *step,
+            RelativeSteps::Rows(steps) => steps.get(row).copied().unwrap_or_default(),
+        };
+        (step * exponent.exp2()).clamp(f64::from(f32::MIN_POSITIVE), LARGEST_STEP) as f32
+    }
+
+    /// The steps of `rows`, or the one of the whole matrix.
+    fn steps_of(&self, rows: impl Iterator<Item = usize>, exponent: f64) -> Vec<f32> {
+        match self.steps {
+            RelativeSteps::Matrix(_) => vec![self.step(exponent)],
+            RelativeSteps::Rows(_) => rows.map(|row| self.step_of(row, exponent)).collect(),
+        }
+    }
+
+    /// Quantizes the whole `matrix` with the steps of the common exponent `exponent`.
+    pub fn quantize(&self, matrix: &Matrix, exponent: f64) -> Result<Quantized> {
+        let feedback = self.importance.as_ref().and_then(Importance::feedback);
+        let steps = self.steps_of(0..matrix.shape[0], exponent);
+        quantize_finite(matrix, &steps, feedback, &self.tensor_path)
     }
 
     /// Expected bits of the whole matrix, everything counted, when the common exponent is `exponent`.
     pub fn bits(&self, exponent: f64) -> Result<f64> {
         let Matrix { weights, shape, dtype } = &self.sample;
         let path = &self.tensor_path;
-        let quantized = StepRule::Step(self.step(exponent)).quantize(&self.sample, path)?;
+        let steps = self.steps_of(self.rows.iter().copied(), exponent);
+        let feedback = self.importance.as_ref().and_then(Importance::feedback);
+        let quantized = quantize_finite(&self.sample, &steps, feedback, path)?;
         let buffers = encode(path, &quantized.values, *shape, &quantized.scales, *dtype, self.options)?;
         Ok(whole_bits(&buffers.view(path)?, weights.len(), self.weights))
     }
+}
+
+fn quantize_finite(
+    matrix: &Matrix,
+    steps: &[f32],
+    feedback: Option<&Feedback>,
+    subject: &str,
+) -> Result<Quantized> {
+    let cols = matrix.shape[1];
+    let mut quantized = quantize_steps(&matrix.weights, cols, steps, feedback, subject)?;
+    quantized.keep_finite(cols, |weight| matrix.dtype.holds(weight));
+    Ok(quantized)
 }
 
 /// Bits of the whole matrix, from a sample's: header and tables once, the rest by the number of weights.
@@ -112,6 +218,20 @@ fn whole_bits(view: &View, sample_weights: usize, weights: usize) -> f64 {
     let fixed = HEADER_BYTES + view.header.tables_bytes;
     let rest = (view.total_bytes() - fixed) as f64 * (weights as f64 / sample_weights as f64);
     8.0 * (fixed as f64 + rest)
+}
+
+/// The `log_step` that half of the weights stay below: a matrix whose errors cost next to nothing does not move it.
+fn middle_log_step(samples: &[RateSample]) -> f64 {
+    let mut steps: Vec<(f64, usize)> =
+        samples.iter().map(|sample| (sample.log_step, sample.weights)).collect();
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let total: usize = steps.iter().map(|step| step.1).sum();
+    let mut below = 0;
+    let middle = steps.iter().find(|step| {
+        below += step.1;
+        2 * below >= total
+    });
+    middle.map_or(0.0, |step| step.0)
 }
 
 /// The common exponent at which all matrices together, with `other_bytes` beside them, take `bits` for each of the
@@ -124,7 +244,8 @@ pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, weights: usize
             samples.par_iter().map(|sample| sample.bits(exponent)).collect::<Result<Vec<_>>>()?.iter().sum();
         Ok((coded + 8.0 * other_bytes as f64) / weights.max(1) as f64 - bits)
     };
-    let [mut fine, mut coarse] = EXPONENT_RANGE;
+    let log_step = middle_log_step(samples);
+    let [mut fine, mut coarse] = EXPONENT_RANGE.map(|exponent| exponent - log_step);
     let least = excess(coarse)?;
     if least > 0.0 {
         return Err(Error::invalid(
@@ -133,7 +254,7 @@ pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, weights: usize
         ));
     }
     // One bit an octave is what the rate of any smooth distribution does; the Gaussian's offset is 2.05.
-    let mut exponent = (2.3 - bits).clamp(fine, coarse);
+    let mut exponent = (2.3 - bits - log_step).clamp(fine, coarse);
     for _ in 0..24 {
         let excess = excess(exponent)?;
         if excess.abs() < TOLERANCE_BITS {

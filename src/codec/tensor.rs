@@ -259,32 +259,43 @@ impl Matrix {
     /// Some whole stripes of 16 rows spread evenly over the matrix, about `weights` of them in all.
     #[must_use]
     pub fn sample(&self, weights: usize) -> Self {
-        let (weights, shape) = sample_stripes(&self.weights, self.shape, weights);
-        Self { weights, shape, dtype: self.dtype }
+        self.take_rows(&self.sample_rows(weights))
+    }
+
+    /// The rows of [`Matrix::sample`].
+    pub(super) fn sample_rows(&self, weights: usize) -> Vec<usize> {
+        sample_rows(self.shape, weights)
+    }
+
+    /// The matrix of these `rows`, which must be its own.
+    pub(super) fn take_rows(&self, rows: &[usize]) -> Self {
+        let cols = self.shape[1];
+        let weights =
+            rows.iter().flat_map(|row| &self.weights[row * cols..(row + 1) * cols]).copied().collect();
+        Self { weights, shape: [rows.len(), cols], dtype: self.dtype }
     }
 }
 
-/// Some whole stripes of 16 rows spread evenly over a matrix, about `wanted` weights in all, and their shape.
+/// The rows of some whole stripes spread evenly over a matrix, about `wanted` weights in all.
+fn sample_rows([rows, cols]: [usize; 2], wanted: usize) -> Vec<usize> {
+    let stripes = rows / STRIPE_ROWS;
+    let wanted = wanted.div_ceil(STRIPE_ROWS * cols).max(1);
+    if stripes <= wanted {
+        return (0..rows).collect();
+    }
+    let first = |index| STRIPE_ROWS * (index * stripes / wanted);
+    (0..wanted).flat_map(|index| first(index)..first(index) + STRIPE_ROWS).collect()
+}
+
+/// These rows of a matrix, one after the other, and their shape.
 pub(super) fn sample_stripes<T: Copy>(
     weights: &[T],
-    [rows, cols]: [usize; 2],
+    shape: [usize; 2],
     wanted: usize,
 ) -> (Vec<T>, [usize; 2]) {
-    let stripe = STRIPE_ROWS * cols;
-    let stripes = rows / STRIPE_ROWS;
-    let wanted = wanted.div_ceil(stripe).max(1);
-    if stripes <= wanted {
-        return (weights.to_vec(), [rows, cols]);
-    }
-    let chosen: Vec<T> = (0..wanted)
-        .flat_map(|index| {
-            let at = index * stripes / wanted * stripe;
-            &weights[at..at + stripe]
-        })
-        .copied()
-        .collect();
-    let shape = [chosen.len() / cols, cols];
-    (chosen, shape)
+    let (rows, cols) = (sample_rows(shape, wanted), shape[1]);
+    let chosen = rows.iter().flat_map(|row| &weights[row * cols..(row + 1) * cols]).copied().collect();
+    (chosen, [rows.len(), cols])
 }
 
 /// The dtype and shape of a matrix in FP32, FP16 or BF16; an error for any other tensor.

@@ -1,6 +1,7 @@
 //! The uncompressed layers: what the compressed ones are measured and checked against.
 
 use super::byte_buffer::BufferVersion;
+use super::recorder::Recorder;
 use tch::{nn::Module, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchContext};
@@ -12,6 +13,7 @@ pub struct DenseLinear {
     tensor_path: String,
     weight: Tensor,
     bias: Option<Tensor>,
+    recorder: Option<Recorder>,
 }
 
 impl DenseLinear {
@@ -33,12 +35,22 @@ impl DenseLinear {
                 ));
             }
         }
-        Ok(Self { tensor_path, weight, bias })
+        Ok(Self { tensor_path, weight, bias, recorder: None })
+    }
+
+    /// The same layer; `recorder` keeps what passes through [`DenseLinear::try_forward`].
+    pub(crate) fn recorded(mut self, recorder: &Recorder) -> Self {
+        self.recorder = Some(recorder.clone());
+        self
     }
 
     /// `x` `[..., in_features]` to `[..., out_features]`.
     pub fn try_forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.f_linear(&self.weight, self.bias.as_ref()).about(&self.tensor_path)
+        let y = x.f_linear(&self.weight, self.bias.as_ref()).about(&self.tensor_path)?;
+        if let Some(recorder) = &self.recorder {
+            recorder.record(&self.tensor_path, x, &y);
+        }
+        Ok(y)
     }
 
     /// `x` `[batch, in_features]` to `y` `[batch, out_features]` on the current stream, without allocating: `linear` would
@@ -61,6 +73,7 @@ impl DenseLinear {
             tensor_path: self.tensor_path.clone(),
             weight: self.weight.shallow_clone(),
             bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            recorder: self.recorder.clone(),
         }
     }
 
@@ -124,6 +137,7 @@ impl Module for DenseLinear {
 pub struct DenseEmbedding {
     tensor_path: String,
     weight: Tensor,
+    recorder: Option<Recorder>,
 }
 
 impl DenseEmbedding {
@@ -136,7 +150,14 @@ impl DenseEmbedding {
                 format!("embedding has shape {:?}, wanted [vocab, hidden]", weight.size()),
             ));
         }
-        Ok(Self { tensor_path, weight })
+        Ok(Self { tensor_path, weight, recorder: None })
+    }
+
+    /// The same table; `recorder` keeps what passes through [`DenseEmbedding::try_forward`] and through a tied head. The
+    /// vectors then are what a derivative can be taken by.
+    pub(crate) fn recorded(mut self, recorder: &Recorder) -> Self {
+        self.recorder = Some(recorder.clone());
+        self
     }
 
     /// Token ids (any shape, `Int64`) to vectors `[..., hidden]`.
@@ -147,7 +168,15 @@ impl DenseEmbedding {
                 format!("token ids have dtype {:?}, wanted Int64", ids.kind()),
             ));
         }
-        Tensor::f_embedding(&self.weight, ids, -1, false, false).about(&self.tensor_path)
+        let vectors = Tensor::f_embedding(&self.weight, ids, -1, false, false).about(&self.tensor_path)?;
+        match &self.recorder {
+            None => Ok(vectors),
+            Some(recorder) => {
+                let vectors = vectors.set_requires_grad(true);
+                recorder.record(&self.tensor_path, ids, &vectors);
+                Ok(vectors)
+            }
+        }
     }
 
     /// The vectors of `tokens` `[batch]` (`Int64`) into `out` `[batch, hidden]` on a GPU's current stream, without allocating.
@@ -173,7 +202,12 @@ impl DenseEmbedding {
 
     /// The head that shares this table.
     pub fn tied_head(&self) -> DenseLinear {
-        DenseLinear { tensor_path: self.tensor_path.clone(), weight: self.weight.shallow_clone(), bias: None }
+        DenseLinear {
+            tensor_path: self.tensor_path.clone(),
+            weight: self.weight.shallow_clone(),
+            bias: None,
+            recorder: self.recorder.clone(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod compressed_linear;
 mod cuda_tests;
 mod dense;
 mod merged_linear;
+mod recorder;
 mod switch_over;
 
 pub(crate) use bias::Bias;
@@ -18,6 +19,7 @@ pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
 pub use dense::{DenseEmbedding, DenseLinear};
 pub use merged_linear::MergedLinear;
+pub(crate) use recorder::{Passage, Recorder};
 
 use tch::Tensor;
 

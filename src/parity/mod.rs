@@ -18,6 +18,7 @@ pub use greedy::GreedyAgreement;
 pub use layers::{steepest, LayerError};
 pub use perplexity::{perplexity, TextScore};
 pub use report::{compare, Options, Progress, Report};
+pub(crate) use text::Text;
 
 /// Tokens of a window where the caller names no number and the model allows that many.
 pub const DEFAULT_WINDOW: usize = 512;

@@ -9,7 +9,7 @@ use crate::runtime::Tokenizer;
 
 /// A text as tokens, cut into windows.
 #[derive(Debug)]
-pub(super) struct Text {
+pub(crate) struct Text {
     ids: Vec<i64>,
     window: usize,
     windows: usize,
@@ -19,7 +19,7 @@ impl Text {
     /// Reads `file` as the tokens that both model directories give it.
     ///
     /// `InvalidArgument` where there are fewer than two tokens, or where the models differ in vocabulary or tokenizer.
-    pub(super) fn read(
+    pub(crate) fn read(
         file: &Path,
         dirs: [&Path; 2],
         window: Option<usize>,
@@ -44,12 +44,12 @@ impl Text {
     }
 
     /// The windows, the last one possibly shorter.
-    pub(super) fn windows(&self) -> impl Iterator<Item = &[i64]> {
+    pub(crate) fn windows(&self) -> impl Iterator<Item = &[i64]> {
         self.ids.chunks(self.window).take(self.windows)
     }
 
     /// Tokens of a window.
-    pub(super) fn window(&self) -> usize {
+    pub(crate) fn window(&self) -> usize {
         self.window
     }
 
