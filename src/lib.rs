@@ -2,6 +2,7 @@
 //! forward pass, through libtorch.
 #![deny(missing_docs)]
 
+mod chart;
 pub mod checkpoint;
 pub mod codec;
 pub mod cuda;

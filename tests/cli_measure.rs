@@ -9,7 +9,7 @@ use serde_json::{json, Value};
 /// The fixture with a text and prompts beside its model.
 fn fixture() -> (Fixture, String, String) {
     let fixture = Fixture::new();
-    std::fs::write(fixture.beside("text"), "A text that both models read. ".repeat(6)).unwrap();
+    std::fs::write(fixture.beside("text"), "A text that both models read. ".repeat(18)).unwrap();
     std::fs::write(fixture.beside("prompts"), "A text\n\nthat both\n").unwrap();
     let (text, prompts) = (fixture.path("text"), fixture.path("prompts"));
     (fixture, text, prompts)
@@ -47,7 +47,9 @@ fn parity_has_its_figures() {
     assert!(number(&report, "kl_p99") >= number(&report, "kl_mean"));
     assert!(number(&report, "top1_agreement") > 0.9 && number(&report, "top1_agreement") <= 1.0);
     assert_eq!((&report["tokens_scored"], &report["windows"]), (&json!(118), &json!(2)));
-    assert_eq!(report["layers"][1]["layer"], "model.layers.1");
+    assert!(number(&report, "top5_agreement") > 0.9 && number(&report, "top5_agreement") <= 1.0);
+    assert_eq!(report["layers"][2]["layer"], "model.layers.1");
+    assert!(number(&report["layers"][2], "own_error") > 0.0);
     assert_eq!(report["greedy"][1]["prompt"], "that both");
     assert_eq!(report["greedy"][0]["reference_tokens"], 5);
     assert!(number(&report, "seconds") > 0.0 && number(&report, "peak_rss_bytes") > 0.0);
