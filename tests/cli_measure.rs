@@ -70,6 +70,34 @@ fn parity_fails_above_the_divergence_that_is_allowed() {
 }
 
 #[test]
+fn parity_writes_a_page_that_needs_nothing_else() {
+    let (fixture, text, prompts) = fixture();
+    let (model, out, page) = (fixture.model(), fixture.compressed(), fixture.path("report.html"));
+    std::fs::write(&prompts, "<b>&\n").unwrap();
+    let arguments =
+        ["parity", &model, &out, "--text", &text, "--window", "60", "--prompts", &prompts, "--html", &page];
+    let parity = run(&[&arguments[..], &["--new-tokens", "4"]].concat());
+    assert_eq!((parity.code, parity.stderr.as_str()), (0, ""));
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.starts_with("<!DOCTYPE html>") && html.trim_end().ends_with("</html>"));
+    assert_eq!(html.matches("<svg ").count(), 3);
+    assert!(html.contains("&lt;b&gt;&amp;") && !html.contains("<b>&"), "prompts are escaped");
+    for wanted in
+        [&out, "name=\"viewport\"", "prefers-color-scheme: dark", "model.layers.1", "KL mean", "lm_head"]
+    {
+        assert!(html.contains(wanted), "{wanted}");
+    }
+    for asset in ["src=", "href=", "url(", "@import", "<script"] {
+        assert!(!html.contains(asset), "{asset}");
+    }
+    // The only address is a namespace.
+    assert_eq!(html.matches("://").count(), html.matches("http://www.w3.org/2000/svg").count());
+    let nowhere = fixture.path("no/report.html");
+    let arguments = ["parity", &model, &out, "--text", &text, "--window", "60", "--html", &nowhere];
+    run(&arguments).assert_fails(&nowhere, "No such file");
+}
+
+#[test]
 fn parity_says_what_is_wrong_with_its_input() {
     let (fixture, text, prompts) = fixture();
     let (model, out) = (fixture.model(), fixture.compressed());
@@ -78,6 +106,7 @@ fn parity_says_what_is_wrong_with_its_input() {
     let gone = fixture.path("gone");
     run(&["parity", &model, &out, "--text", &gone]).assert_fails(&gone, "No such file");
     std::fs::write(&text, "enough").unwrap();
+    run(&["parity", &model, &out, "--text", &text]).assert_fails(&text, "at least one window of 512");
     std::fs::write(&prompts, "\n").unwrap();
     run(&["parity", &model, &out, "--text", &text, "--prompts", &prompts])
         .assert_fails(&prompts, "has no prompts");

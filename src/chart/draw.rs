@@ -6,20 +6,23 @@ use plotters::coord::cartesian::Cartesian2d;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::drawing::{DrawingAreaErrorKind, IntoDrawingArea};
-use plotters::element::{Circle, PathElement, Text};
+use plotters::element::{Circle, EmptyElement, PathElement, Text};
 use plotters::prelude::{DrawingBackend, IntoLogRange};
 use plotters::series::LineSeries;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color as _, IntoFont, ShapeStyle, TextStyle};
 
 use super::range::{ranges, AxisRange};
-use super::{Chart, Color, Corner, Mark, Series};
+use super::{Chart, Color, Corner, Mark, Scale, Series};
 use crate::error::{Error, Result};
 
 /// Of all text, in plotters' unit: 1.24 pixels.
 const FONT_SIZE: u32 = 15;
 /// The legend's sample of a color, pixels.
 const SAMPLE_WIDTH: i32 = 14;
+
+/// Where a dot's text ends, from the dot, pixels: clear of the curve through it.
+const BESIDE: (i32, i32) = (-16, -2);
 
 type DrawResult =
     std::result::Result<(), DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>>;
@@ -71,8 +74,8 @@ where
         .y_desc(chart.y.label)
         .x_labels(7)
         .y_labels(7)
-        .x_label_formatter(&|value| tick(*value))
-        .y_label_formatter(&|value| tick(*value))
+        .x_label_formatter(&|value| label(*value, chart.x.scale))
+        .y_label_formatter(&|value| label(*value, chart.y.scale))
         .draw()?;
     for series in &chart.series {
         draw_series(&mut context, series, range)?;
@@ -98,7 +101,10 @@ fn draw_series<Y: Ranged<ValueType = f64> + 'static>(
         Mark::Hairline => context.draw_series(LineSeries::new(points.clone(), color.stroke_width(1)))?,
         Mark::Dots => context.draw_series(dots(3))?,
         Mark::Labels(labels) => {
-            let texts = points.iter().zip(labels).map(|(&at, label)| Text::new(label.clone(), at, beside()));
+            let texts = points
+                .iter()
+                .zip(labels)
+                .map(|(&at, label)| EmptyElement::at(at) + Text::new(label.clone(), BESIDE, beside()));
             context.draw_series(texts)?;
             context.draw_series(dots(4))?
         }
@@ -116,7 +122,6 @@ fn draw_legend<'a, Y: Ranged<ValueType = f64> + 'static>(
 ) -> DrawResult {
     let position = match corner {
         Corner::UpperLeft => SeriesLabelPosition::UpperLeft,
-        Corner::UpperRight => SeriesLabelPosition::UpperRight,
         Corner::LowerRight => SeriesLabelPosition::LowerRight,
     };
     context
@@ -136,6 +141,16 @@ fn font() -> TextStyle<'static> {
 /// Above and to the left of its point: curves of charts with labels rise to the right.
 fn beside() -> TextStyle<'static> {
     font().pos(Pos::new(HPos::Right, VPos::Bottom))
+}
+
+/// A tick's text; of whole numbers only the whole ones have one.
+fn label(value: f64, scale: Scale) -> String {
+    let is_hidden = scale == Scale::Whole && (value - value.round()).abs() > 1e-6;
+    if is_hidden {
+        String::new()
+    } else {
+        tick(value)
+    }
 }
 
 /// A tick's number, as short as it can be.

@@ -35,6 +35,8 @@ pub(crate) struct Axis<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
     Linear,
+    /// Linear, of whole numbers.
+    Whole,
     /// Linear, zero included.
     FromZero,
     /// Logarithmic; values that are not positive lie at the lower end. Linear from zero where none is positive.
@@ -44,7 +46,6 @@ pub(crate) enum Scale {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Corner {
     UpperLeft,
-    UpperRight,
     LowerRight,
 }
 
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn charts_without_a_range_are_drawn() {
-        for scale in [Scale::Linear, Scale::FromZero, Scale::Log] {
+        for scale in [Scale::Linear, Scale::Whole, Scale::FromZero, Scale::Log] {
             for points in [vec![], vec![(1.0, 0.0)], vec![(0.0, 5.0), (1.0, 5.0)], vec![(0.0, f64::INFINITY)]]
             {
                 let svg = chart(scale, points.clone()).element().unwrap();

@@ -38,11 +38,12 @@ fn axis_range(values: Vec<f64>, scale: Scale) -> AxisRange {
     }
     let (least, most) = match (values.is_empty(), scale) {
         (true, _) => (0.0, 1.0),
-        (_, Scale::Linear) => (least, most),
+        (_, Scale::Linear | Scale::Whole) => (least, most),
         _ => (least.min(0.0), most.max(0.0)),
     };
     let span = if most > least { most - least } else { least.abs().max(1.0) };
-    let below = if scale == Scale::Linear || least < 0.0 { MARGIN * span } else { 0.0 };
+    let below =
+        if matches!(scale, Scale::Linear | Scale::Whole) || least < 0.0 { MARGIN * span } else { 0.0 };
     AxisRange { range: least - below..most.max(least + span * 0.5) + MARGIN * span, is_log: false }
 }
 

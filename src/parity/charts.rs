@@ -21,7 +21,7 @@ pub(super) fn layers(report: &Report) -> Chart<'static> {
         wrong.map(|(at, e)| ((at as f64, e.own_error), short(&e.layer).to_owned())).unzip();
     Chart {
         title: "Error of embedding, layers and head",
-        x: Axis { label: "embedding (0), layers, head", scale: Scale::Linear },
+        x: Axis { label: "embedding (0), layers, head", scale: Scale::Whole },
         y: Axis { label: "relative error", scale: Scale::Log },
         series: vec![
             line("piled up", Color::First, |error| error.relative_error),
@@ -59,7 +59,7 @@ pub(super) fn windows(report: &Report) -> Chart<'static> {
     let points = report.per_window.iter().enumerate().map(|(at, score)| (at as f64, change(score))).collect();
     Chart {
         title: "Change of perplexity, window by window",
-        x: Axis { label: "window", scale: Scale::Linear },
+        x: Axis { label: "window", scale: Scale::Whole },
         y: Axis { label: "change of perplexity, %", scale: Scale::FromZero },
         series: vec![Series { name: None, color: Color::Third, mark: Mark::Dots, points }],
         legend: Corner::UpperLeft,
