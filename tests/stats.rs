@@ -23,8 +23,9 @@ fn bells() -> tempfile::TempDir {
         ("c.weight", [640, 640], 0.001, false),
     ] {
         let mut bell = || (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
-        let value =
-            |at: usize, bell: f32| bell * deviation * if outliers && at % 1000 == 0 { 12.0 } else { 1.0 };
+        let value = |at: usize, bell: f32| {
+            bell * deviation * if outliers && at.is_multiple_of(1000) { 12.0 } else { 1.0 }
+        };
         let values = (0..rows * cols).map(|at| f16::from_f32(value(at, bell())));
         let bytes: Vec<u8> = values.flat_map(f16::to_le_bytes).collect();
         writer.add(name, Dtype::F16, &[rows, cols], &bytes).unwrap();
