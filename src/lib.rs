@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod calibration;
+mod chart;
 pub mod checkpoint;
 pub mod codec;
 pub mod cuda;

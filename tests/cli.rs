@@ -43,6 +43,7 @@ fn bad_arguments_exit_with_2() {
         ("generate m --prompt p --dtype int8", "int8"),
         ("generate m --prompt p --device tpu", "tpu"),
         ("generate m --prompt p --context 0", "--context"),
+        ("stats m --bits 9", "2.5 to 8.5"),
         ("verify a b", "b"),
     ] {
         let run = run(&line.split_whitespace().collect::<Vec<_>>());
@@ -256,7 +257,9 @@ fn every_verb_has_its_json() {
     assert_eq!(inspect["weights"], compress["weights"]);
     let stats = run(&["stats", &model, "--json"]).json();
     assert_fields(&stats, &measured);
-    assert_fields(&stats, &json!({ "weights": 1, "original_bytes": 1, "tensors": [], "curve": [] }));
+    let lists =
+        json!({ "weights": 1, "original_bytes": 1, "tensors": [], "choices": [], "unmet": [], "curve": [] });
+    assert_fields(&stats, &lists);
     let decompress = run(&["decompress", &out, "-o", &dense, "--json"]).json();
     assert_fields(&decompress, &measured);
     assert_fields(&decompress, &json!({ "bytes_written": 1 }));

@@ -9,7 +9,7 @@ use serde_json::{json, Value};
 /// The fixture with a text and prompts beside its model.
 fn fixture() -> (Fixture, String, String) {
     let fixture = Fixture::new();
-    std::fs::write(fixture.beside("text"), "A text that both models read. ".repeat(6)).unwrap();
+    std::fs::write(fixture.beside("text"), "A text that both models read. ".repeat(18)).unwrap();
     std::fs::write(fixture.beside("prompts"), "A text\n\nthat both\n").unwrap();
     let (text, prompts) = (fixture.path("text"), fixture.path("prompts"));
     (fixture, text, prompts)
@@ -47,7 +47,9 @@ fn parity_has_its_figures() {
     assert!(number(&report, "kl_p99") >= number(&report, "kl_mean"));
     assert!(number(&report, "top1_agreement") > 0.9 && number(&report, "top1_agreement") <= 1.0);
     assert_eq!((&report["tokens_scored"], &report["windows"]), (&json!(118), &json!(2)));
-    assert_eq!(report["layers"][1]["layer"], "model.layers.1");
+    assert!(number(&report, "top5_agreement") > 0.9 && number(&report, "top5_agreement") <= 1.0);
+    assert_eq!(report["layers"][2]["layer"], "model.layers.1");
+    assert!(number(&report["layers"][2], "own_error") > 0.0);
     assert_eq!(report["greedy"][1]["prompt"], "that both");
     assert_eq!(report["greedy"][0]["reference_tokens"], 5);
     assert!(number(&report, "seconds") > 0.0 && number(&report, "peak_rss_bytes") > 0.0);
@@ -68,6 +70,40 @@ fn parity_fails_above_the_divergence_that_is_allowed() {
 }
 
 #[test]
+fn parity_writes_a_page_that_needs_nothing_else() {
+    let (fixture, text, prompts) = fixture();
+    let (model, out, page) = (fixture.model(), fixture.compressed(), fixture.path("report.html"));
+    std::fs::write(&prompts, "<b>&\n").unwrap();
+    let arguments =
+        ["parity", &model, &out, "--text", &text, "--window", "60", "--prompts", &prompts, "--html", &page];
+    let parity = run(&[&arguments[..], &["--new-tokens", "4"]].concat());
+    assert_eq!((parity.code, parity.stderr.as_str()), (0, ""));
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert!(html.starts_with("<!DOCTYPE html>") && html.trim_end().ends_with("</html>"));
+    assert_eq!(html.matches("<svg ").count(), 3);
+    assert!(html.contains("&lt;b&gt;&amp;") && !html.contains("<b>&"), "prompts are escaped");
+    let escaped = out.replace('/', "&#x2f;");
+    for wanted in [
+        escaped.as_str(),
+        "name=\"viewport\"",
+        "prefers-color-scheme: dark",
+        "model.layers.1",
+        "KL mean",
+        "lm_head",
+    ] {
+        assert!(html.contains(wanted), "{wanted}");
+    }
+    for asset in ["src=", "href=", "url(", "@import", "<script"] {
+        assert!(!html.contains(asset), "{asset}");
+    }
+    // The only address is a namespace.
+    assert_eq!(html.matches("://").count(), html.matches("http://www.w3.org/2000/svg").count());
+    let nowhere = fixture.path("no/report.html");
+    let arguments = ["parity", &model, &out, "--text", &text, "--window", "60", "--html", &nowhere];
+    run(&arguments).assert_fails(&nowhere, "No such file");
+}
+
+#[test]
 fn parity_says_what_is_wrong_with_its_input() {
     let (fixture, text, prompts) = fixture();
     let (model, out) = (fixture.model(), fixture.compressed());
@@ -76,6 +112,7 @@ fn parity_says_what_is_wrong_with_its_input() {
     let gone = fixture.path("gone");
     run(&["parity", &model, &out, "--text", &gone]).assert_fails(&gone, "No such file");
     std::fs::write(&text, "enough").unwrap();
+    run(&["parity", &model, &out, "--text", &text]).assert_fails(&text, "at least one window of 512");
     std::fs::write(&prompts, "\n").unwrap();
     run(&["parity", &model, &out, "--text", &text, "--prompts", &prompts])
         .assert_fails(&prompts, "has no prompts");

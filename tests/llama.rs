@@ -258,6 +258,28 @@ fn the_observer_sees_every_layer() {
 }
 
 #[test]
+fn layers_run_apart_as_they_do_together() {
+    let tiny = TinyLlama::new(&plain_config(), 5);
+    let model = load(&tiny, Kind::Float).model;
+    let tokens = ids(&TOKENS[..4]);
+    let mut streams = vec![model.embed(&tokens).unwrap()];
+    let mut observe = |_: usize, stream: &Tensor| streams.push(stream.shallow_clone());
+    let mut together = cache(&model, 1, 4, Kind::Float);
+    let logits = model.forward_observed(&tokens, &mut together, LogitsOf::All, &mut observe).unwrap();
+    let last = streams.pop().unwrap();
+    assert_eq!(model.head(&last).unwrap(), logits);
+    let mut apart = Vec::new();
+    let mut observe = |layer: usize, stream: &Tensor| apart.push((layer, stream.shallow_clone()));
+    model.forward_apart(&streams, &mut cache(&model, 1, 4, Kind::Float), &mut observe).unwrap();
+    assert_eq!(apart, [(0, streams[1].shallow_clone()), (1, last)]);
+    for wrong in [&streams[..1], &[]] {
+        let error =
+            model.forward_apart(wrong, &mut cache(&model, 1, 4, Kind::Float), &mut |_, _| ()).unwrap_err();
+        assert!(error.to_string().starts_with("residual streams: are "), "{error}");
+    }
+}
+
+#[test]
 fn weights_are_buffers_and_a_tied_table_counts_once() {
     for (config, tied) in [(full_config(), false), (plain_config(), true)] {
         let tiny = TinyLlama::new(&config, 6);

@@ -219,12 +219,12 @@ fn stats_foretell_the_size() {
     let Some(model) = downloaded("stories15M-bf16") else { return };
     let folder = tempfile::tempdir().unwrap();
     let foretold = stats(&model, &LOSSLESS, &mut |_| ()).unwrap();
-    let lossless = &foretold.curve[0];
+    let lossless = &foretold.choices[0];
     assert_eq!((lossless.choice.as_str(), lossless.grid_entropy_bits), ("lossless", None));
     let (_, report) = compressed(&model, folder.path());
     let bits = report.tensors.iter().map(|t| t.stats.bits_per_weight * t.stats.weights as f64).sum::<f64>()
         / foretold.weights as f64;
-    assert!((lossless.bits_per_weight - bits).abs() < 0.05, "{} {bits}", lossless.bits_per_weight);
+    assert!((lossless.bits_per_weight - bits).abs() < 0.03, "{} {bits}", lossless.bits_per_weight);
 }
 
 /// Every matrix of a million weights or more of the models that are there.

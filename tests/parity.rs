@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use codecllm::checkpoint::{compress, CompressOptions, Reader, Writer};
 use codecllm::model::LogitsOf;
 use codecllm::parity::{
-    compare, divergence, perplexity, steepest, LayerError, Options, PositionDivergence, Report,
+    compare, conspicuous, divergence, perplexity, steepest, LayerError, Options, PositionDivergence, Report,
 };
 use codecllm::runtime::{LoadOptions, Model};
 use codecllm::{Error, ErrorKind};
@@ -17,7 +17,6 @@ use tch::{Kind, Tensor};
 use tiny_llama::{byte_tokenizer_json, full_config, plain_config, TinyLlama};
 
 const LAYERS: usize = 4;
-const BUFFERS: [&str; 5] = ["header", "scales", "tables", "tiles", "payload"];
 
 /// A model of four layers with a byte tokenizer, its INT8, and a text.
 struct Pair {
@@ -66,29 +65,25 @@ fn failure(reference: &Path, compressed: &Path, options: &Options) -> Error {
     compare(reference, compressed, options, &mut |_| ()).unwrap_err()
 }
 
-/// A copy of a compressed directory in which two tensors have each other's buffers. It has no metadata, as if a
-/// VarStore had saved it, so that every checksum holds.
-fn with_swapped(dir: &Path, out: &Path, a: &str, b: &str) {
+/// A copy of a model directory with its tensors under other names. It has no metadata, as if a VarStore had saved it, so that every
+/// checksum holds.
+fn renamed(dir: &Path, out: &Path, rename: impl Fn(&str) -> String) {
     let reader = Reader::open(dir).unwrap();
     let mut writer = Writer::create(out).unwrap();
-    let swapped = |name: &str| {
-        for (from, to) in [(a, b), (b, a)] {
-            for buffer in BUFFERS {
-                if name == format!("{from}.{buffer}") {
-                    return format!("{to}.{buffer}");
-                }
-            }
-        }
-        name.to_owned()
-    };
     for name in reader.names().map(str::to_owned).collect::<Vec<_>>() {
         let info = reader.info(&name).unwrap();
-        writer.add(&swapped(&name), info.dtype, &info.shape, &reader.read_bytes(&name).unwrap()).unwrap();
+        writer.add(&rename(&name), info.dtype, &info.shape, &reader.read_bytes(&name).unwrap()).unwrap();
     }
     for file in ["config.json", "tokenizer.json"] {
         writer.copy_file(&dir.join(file)).unwrap();
     }
     writer.finish().unwrap();
+}
+
+/// With what begins so exchanged for each other.
+fn exchanged(name: &str, a: &str, b: &str) -> String {
+    let from_to = |from: &str, to: &str| name.strip_prefix(from).map(|rest| format!("{to}{rest}"));
+    from_to(a, b).or_else(|| from_to(b, a)).unwrap_or_else(|| name.to_owned())
 }
 
 #[test]
@@ -101,11 +96,16 @@ fn a_model_is_at_parity_with_itself() {
         let report = parity(&dir, &dir, &options);
         assert_eq!(report.perplexity_reference, report.perplexity_compressed);
         let apart = report.divergence;
-        assert_eq!((apart.kl_mean, apart.kl_p99, apart.kl_max, apart.top1_agreement), (0.0, 0.0, 0.0, 1.0));
-        assert_eq!(report.layers.len(), LAYERS);
-        assert!(report.layers.iter().all(|layer| layer.relative_error == 0.0), "{:?}", report.layers);
-        assert_eq!(report.steepest_layer, None);
-        assert_eq!(report.greedy_agreed, 2);
+        assert_eq!((apart.kl_mean, apart.kl_p99, apart.kl_max), (0.0, 0.0, 0.0));
+        assert_eq!((apart.top1_agreement, apart.top5_agreement), (1.0, 1.0));
+        assert_eq!(report.kl_percentiles, [0.0; 101]);
+        assert!(report.per_window.iter().all(
+            |window| window.kl_mean == 0.0 && window.perplexity_reference == window.perplexity_compressed
+        ));
+        assert_eq!(report.layers.len(), LAYERS + 2, "embedding and head too");
+        assert!(report.layers.iter().all(|layer| (layer.relative_error, layer.own_error) == (0.0, 0.0)));
+        assert_eq!((report.steepest_layer.as_deref(), report.conspicuous_layers.len()), (None, 0));
+        assert_eq!((report.greedy_agreed, report.greedy_first_divergence), (2, None));
         assert!(report.greedy.iter().all(|answer| answer.agrees && answer.agreed_tokens == 8));
         report.check(0.0).unwrap();
     }
@@ -124,30 +124,61 @@ fn int8_is_close_and_one_layer_of_it_closer() {
     assert!(report.divergence.kl_mean <= report.divergence.kl_p99);
     assert!(report.divergence.kl_p99 <= report.divergence.kl_max);
     assert!(report.divergence.top1_agreement > 0.9, "{report:?}");
+    assert!(report.divergence.top5_agreement > 0.9 && report.divergence.top5_agreement < 1.0, "{report:?}");
+    assert_eq!(report.conspicuous_layers, [""; 0], "{:?}", report.layers);
     let change = report.perplexity_compressed / report.perplexity_reference - 1.0;
     assert!(change != 0.0 && change.abs() < 0.02, "{report:?}");
-    assert!(report.layers.iter().all(|layer| layer.relative_error > 0.0 && layer.relative_error < 0.1));
+    for error in &report.layers {
+        assert!(error.relative_error > 0.0 && error.relative_error < 0.1, "{error:?}");
+        assert!(error.own_error > 0.0 && error.own_error < 0.1, "{error:?}");
+    }
+    // Only the first layer is compressed: the others pass its error on and make none.
+    let own = |at: usize| part.layers[at].own_error;
+    assert!(own(0) == 0.0 && own(1) > 0.0 && (2..LAYERS + 2).all(|at| own(at) == 0.0), "{:?}", part.layers);
+    assert!(part.layers[LAYERS].relative_error > 0.0);
+    assert_eq!(part.conspicuous_layers, [""; 0], "{:?}", part.layers);
     assert!(report.weight_bytes_compressed < report.weight_bytes_reference / 2);
 }
 
 #[test]
-fn swapped_payloads_fail_and_the_steepest_layer_is_named() {
+fn two_swapped_layers_are_found_and_named() {
     let pair = pair();
     let int8 = parity(&pair.tiny.dir(), &pair.compressed, &options(&pair.text));
     for (a, b) in [(1, 3), (0, 2)] {
         let wrong = pair.compressed.with_file_name(format!("swapped{a}"));
-        let path = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj.weight");
-        with_swapped(&pair.compressed, &wrong, &path(a), &path(b));
+        let path = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj.weight.");
+        renamed(&pair.compressed, &wrong, |name| exchanged(name, &path(a), &path(b)));
         let report = parity(&pair.tiny.dir(), &wrong, &options(&pair.text));
         assert!(report.divergence.kl_mean > 20.0 * int8.divergence.kl_mean, "{report:?}\n{int8:?}");
         assert_eq!(report.steepest_layer, Some(format!("model.layers.{a}")), "{:?}", report.layers);
+        assert_eq!(
+            report.conspicuous_layers,
+            [a, b].map(|layer| format!("model.layers.{layer}")),
+            "{:?}",
+            report.layers
+        );
         let most = 5.0 * int8.divergence.kl_mean;
         int8.check(most).unwrap();
         let error = report.check(most).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
-        let wanted = format!("wanted at most {most}; the error first rises steeply behind model.layers.{a}");
+        let wanted = format!(
+            "wanted at most {most}; the error first rises steeply behind model.layers.{a}; \
+             wrong by themselves: model.layers.{a}, model.layers.{b}"
+        );
         assert!(error.to_string().ends_with(&wanted), "{error}");
     }
+}
+
+#[test]
+fn two_swapped_layers_of_an_exact_model_are_found_and_named() {
+    let pair = pair();
+    let wrong = pair.compressed.with_file_name("swapped");
+    renamed(&pair.tiny.dir(), &wrong, |name| exchanged(name, "model.layers.1.", "model.layers.2."));
+    let report = parity(&pair.tiny.dir(), &wrong, &options(&pair.text));
+    assert_eq!(report.steepest_layer.as_deref(), Some("model.layers.1"), "{:?}", report.layers);
+    assert_eq!(report.conspicuous_layers, ["model.layers.1", "model.layers.2"], "{:?}", report.layers);
+    let own: Vec<f64> = report.layers.iter().map(|layer| layer.own_error).collect();
+    assert_eq!((own[1], own[4], own[5]), (0.0, 0.0, 0.0), "the others, and the head");
 }
 
 #[test]
@@ -170,9 +201,11 @@ fn windows_are_counted_and_scored() {
     let mut first = options(&pair.text);
     first.max_windows = Some(1);
     assert_eq!(parity(&dir, &dir, &first).tokens_scored, 49);
-    let whole = Options { window: None, ..first };
-    let report = parity(&dir, &dir, &whole);
-    assert_eq!((report.windows, report.window, report.tokens_scored), (1, 512, 100));
+    std::fs::write(&pair.text, "x".repeat(512 + 7)).unwrap();
+    let report = parity(&dir, &dir, &Options { window: None, ..options(&pair.text) });
+    assert_eq!((report.windows, report.window, report.tokens_scored), (2, 512, 511 + 6));
+    let tokens: Vec<usize> = report.per_window.iter().map(|window| window.tokens).collect();
+    assert_eq!(tokens, [511, 6]);
 }
 
 #[test]
@@ -208,6 +241,12 @@ fn texts_that_cannot_be_scored_are_refused() {
         format!("{text}: has 1 tokens, wanted at least 2: one to read and one to predict")
     );
     assert_eq!(with(b"ab\xFFc"), format!("{text}: is not UTF-8 at byte 2, wanted a text"));
+    assert_eq!(
+        with(&[b'a'; 49]),
+        format!("{text}: has 49 tokens, wanted at least one window of 50 (a longer text, or --window 49)")
+    );
+    let by_default = failure(&dir, &dir, &Options::new(&pair.text)).to_string();
+    assert!(by_default.contains("at least one window of 512"), "{by_default}");
     std::fs::write(&pair.text, "enough").unwrap();
     for window in [0, 1, 2049] {
         let error = failure(&dir, &dir, &Options { window: Some(window), ..Options::new(&pair.text) });
@@ -215,7 +254,7 @@ fn texts_that_cannot_be_scored_are_refused() {
             format!("--window: {window} tokens, wanted 2 to 2048 (max_position_embeddings of the model)");
         assert_eq!(error.to_string(), wanted);
     }
-    let none = Options { max_windows: Some(0), ..options(&pair.text) };
+    let none = Options { max_windows: Some(0), window: Some(6), ..Options::new(&pair.text) };
     assert_eq!(failure(&dir, &dir, &none).to_string(), "--max-windows: 0, wanted at least 1");
     let absent = options(&pair.text.with_file_name("absent"));
     assert_eq!(failure(&dir, &dir, &absent).kind(), ErrorKind::Io);
@@ -242,6 +281,33 @@ fn other_models_are_refused() {
     other.write("tokenizer.json", &spelled);
     let error = failure(&dir, &other.dir(), &options(&pair.text)).to_string();
     assert!(error.contains("tokenizer.json: token 3 of the text is another than in"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_that_does_not_belong_to_the_model_is_refused() {
+    let pair = pair();
+    let dir = pair.tiny.dir();
+    let file = dir.join("tokenizer.json").display().to_string();
+    let mut more: Value = serde_json::from_str(&byte_tokenizer_json()).unwrap();
+    // Both directories have it, so they agree with each other.
+    let mut refused = |words: usize| {
+        for word in 0..words {
+            more["model"]["vocab"][format!("word{word}")] = (258 + word).into();
+        }
+        pair.tiny.write("tokenizer.json", &more.to_string());
+        failure(&dir, &dir, &options(&pair.text)).to_string()
+    };
+    assert_eq!(
+        refused(30),
+        format!("{file}: has 288 tokens, wanted about 258, vocab_size of the model (the tokenizer of another model?)")
+    );
+    // Nearly as many, but the text has a token that the model has not.
+    let strange = byte_tokenizer_json().replace("\"x\":120", "\"x\":270");
+    pair.tiny.write("tokenizer.json", &strange);
+    assert_eq!(
+        failure(&dir, &dir, &options(&pair.text)).to_string(),
+        format!("{file}: token 18 of the text is 270, wanted less than 258, vocab_size of the model (the tokenizer of another model?)")
+    );
 }
 
 #[test]
@@ -290,11 +356,26 @@ fn divergence_has_its_closed_form() {
 }
 
 #[test]
+fn the_five_likeliest_tokens_are_compared_as_a_set() {
+    let rows = |rows: [[f32; 7]; 2]| {
+        Tensor::from_slice(rows.as_flattened()).view([2, 7]).log_softmax(-1, Kind::Float)
+    };
+    let reference = rows([[9.0, 8.0, 7.0, 6.0, 5.0, 1.0, 0.0]; 2]);
+    // The same five in another order; and two of them replaced.
+    let other = rows([[5.0, 6.0, 7.0, 8.0, 9.0, 0.0, 1.0], [9.0, 8.0, 7.0, 0.0, 1.0, 6.0, 5.0]]);
+    let at = divergence(&reference, &other).unwrap();
+    assert_eq!((at.shared_top5.as_slice(), at.same_top1.as_slice()), (&[1.0, 0.6][..], &[false, true][..]));
+    assert_eq!(at.summary().top5_agreement, 0.8);
+}
+
+#[test]
 fn the_percentile_is_a_rank() {
     let positions = PositionDivergence {
         kl: (0..200).rev().map(f64::from).collect(),
         same_top1: (0..200).map(|index| index % 4 != 0).collect(),
+        shared_top5: vec![0.6; 200],
     };
+    assert_eq!(positions.percentiles()[..4], [0.0, 1.0, 3.0, 5.0]);
     let summary = positions.summary();
     assert_eq!((summary.kl_mean, summary.kl_p99, summary.kl_max), (99.5, 197.0, 199.0));
     assert_eq!(summary.top1_agreement, 0.75);
@@ -314,7 +395,11 @@ fn the_first_great_rise_is_the_wrong_layer() {
         let errors: Vec<_> = errors
             .iter()
             .enumerate()
-            .map(|(layer, &relative_error)| LayerError { layer: layer.to_string(), relative_error })
+            .map(|(layer, &relative_error)| LayerError {
+                layer: layer.to_string(),
+                relative_error,
+                own_error: 0.0,
+            })
             .collect();
         steepest(&errors).map(|error| error.layer.clone())
     };
@@ -322,6 +407,25 @@ fn the_first_great_rise_is_the_wrong_layer() {
     assert_eq!(first(&[0.9, 0.8, 0.7]).as_deref(), Some("0"));
     assert_eq!(first(&[0.0, 0.0]), None);
     assert_eq!(first(&[]), None);
+}
+
+#[test]
+fn layers_with_errors_far_above_the_median_are_conspicuous() {
+    let named = |own: &[f64]| -> Vec<String> {
+        let error = |(layer, &own_error): (usize, &f64)| LayerError {
+            layer: layer.to_string(),
+            relative_error: 0.0,
+            own_error,
+        };
+        let errors: Vec<_> = own.iter().enumerate().map(error).collect();
+        conspicuous(&errors).map(|error| error.layer.clone()).collect()
+    };
+    assert_eq!(named(&[0.01, 0.5, 0.012, 0.03, 0.9, 0.008]), ["1", "4"]);
+    assert_eq!(named(&[0.9, 0.01, 0.9, 0.01]), ["0", "2"], "half of them");
+    assert_eq!(named(&[0.01, 0.02, 0.03]), [""; 0]);
+    assert_eq!(named(&[0.0, 0.02, 0.0, 0.03]), [""; 0], "only some are compressed");
+    assert_eq!(named(&[0.0, 1.2, 0.0, 1.3]), ["1", "3"], "the others are exact");
+    assert_eq!(named(&[]), [""; 0]);
 }
 
 #[test]
@@ -333,7 +437,7 @@ fn biases_and_an_untied_head_are_at_parity_too() {
     let compressed = folder.path().join("int8");
     compress(tiny.dir(), &compressed, &CompressOptions::default(), &mut |_| ()).unwrap();
     let text = folder.path().join("text.txt");
-    std::fs::write(&text, "A text of some words.").unwrap();
+    std::fs::write(&text, "A text of some words. ".repeat(3)).unwrap();
     let report = parity(&tiny.dir(), &compressed, &options(&text));
     assert!(report.divergence.kl_mean > 0.0 && report.divergence.kl_mean < 2e-3, "{report:?}");
 }

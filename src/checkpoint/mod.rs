@@ -23,7 +23,7 @@ pub use compress::{
 pub use decompress::decompress;
 pub use inspect::{inspect, InspectReport, InspectTensor};
 pub use reader::{Reader, TensorInfo};
-pub use stats::{stats, CurvePoint, StatsReport, StatsTensor};
+pub use stats::{bits_at_snr, stats, CurvePoint, StatsReport, StatsTensor, UnmetChoice};
 pub use verify::{verify, VerifyReport};
 pub use weights::{CheckpointWeights, WeightSource};
 pub use writer::Writer;

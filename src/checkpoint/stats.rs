@@ -1,21 +1,27 @@
 //! What each choice would make of a model, before anything is written.
 
+mod chart;
+mod curve;
+mod measure;
+mod tally;
+
 use std::path::Path;
 
 use serde::Serialize;
-use tch::Tensor;
 
-use super::compress::{CompressOptions, Progress};
-use super::selection::{select, EMBEDDING};
+use self::curve::{at_budget, Missed, Position};
+use self::measure::{measure, Measured, CURVE_EXPONENTS};
+use self::tally::Tally;
+use super::compress::{CompressOptions, Progress, Target};
+use super::selection::select;
 use super::Reader;
-use crate::codec::{CompressedTensor, EncodeOptions, ExactMatrix, Matrix, StepRule, TensorStats};
-use crate::error::Result;
-use crate::quantize::{check_finite, root_mean_square, Distortion};
+use crate::codec::{Matrix, BUDGET_RANGE};
+use crate::error::{Error, Result};
 
-/// Weights of a tensor that are tried.
-const SAMPLE_WEIGHTS: usize = 1 << 18;
-/// Relative steps of the curve, as powers of two of a tensor's root mean square.
-const CURVE_EXPONENTS: [f64; 8] = [-6.0, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0, -1.0];
+pub use self::curve::bits_at_snr;
+
+/// The named choices of `compress`, from the most bits to the fewest. Whoever adds one adds it here, and nowhere else.
+const PRESETS: [(&str, Target); 2] = [("lossless", Target::Lossless), ("int8", Target::Int8)];
 
 /// A model before compression.
 #[derive(Clone, Debug, Serialize)]
@@ -26,11 +32,15 @@ pub struct StatsReport {
     pub original_bytes: u64,
     /// The matrices.
     pub tensors: Vec<StatsTensor>,
-    /// What each choice gives over all of them, from samples.
+    /// What each preset, and a size that was asked for, gives over all of them, from samples.
+    pub choices: Vec<CurvePoint>,
+    /// Choices that cannot be met.
+    pub unmet: Vec<UnmetChoice>,
+    /// What steps from fine to coarse give over all of them, the same in every matrix relative to its root mean square.
     pub curve: Vec<CurvePoint>,
 }
 
-/// One matrix.
+/// One matrix, from a sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct StatsTensor {
     /// Full name.
@@ -43,14 +53,16 @@ pub struct StatsTensor {
     pub rms: f64,
     /// Largest magnitude.
     pub absmax: f64,
-    /// A sample of it at INT8.
-    pub int8: TensorStats,
+    /// What each choice makes of it.
+    pub choices: Vec<CurvePoint>,
+    /// What steps from fine to coarse make of it.
+    pub curve: Vec<CurvePoint>,
 }
 
-/// One choice.
-#[derive(Clone, Debug, Serialize)]
+/// Bits and what they buy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CurvePoint {
-    /// `lossless`, `int8`, or the step relative to each tensor's root mean square.
+    /// A preset, `bits B`, or the step relative to a matrix's root mean square.
     pub choice: String,
     /// Bits a weight of the matrices, everything counted but the file's header.
     pub bits_per_weight: f64,
@@ -62,133 +74,112 @@ pub struct CurvePoint {
     pub snr_db: f64,
 }
 
-/// Tries lossless, INT8 and a range of steps on a sample of every matrix of `dir` that `options` would compress.
+/// A choice that this model cannot have.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UnmetChoice {
+    /// Its name.
+    pub choice: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Tries every preset, a range of steps, and the size that `options` ask for, if they do, on a sample of every matrix of `dir` that
+/// `options` would compress.
 ///
 /// # Errors
-/// What [`Reader`] reports; `InvalidArgument` for a pattern that matches nothing or a weight that is not finite.
+/// What [`Reader`] reports; `InvalidArgument` for a pattern that matches nothing, a budget outside 2.5 to 8.5 bits, or a weight that is not
+/// finite.
 pub fn stats(
     dir: impl AsRef<Path>,
     options: &CompressOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<StatsReport> {
+    let choices = choices(options.target)?;
     let reader = Reader::open(dir)?;
     let selected = select(&reader, &options.include, &options.exclude)?;
-    let names: Vec<&str> = reader.names().filter(|name| selected.contains(*name)).collect();
-    let bytes_of = |name: &str| reader.info(name).map_or(0, |info| info.bytes as u64);
-    let total_bytes = names.iter().map(|name| bytes_of(name)).sum();
-    let mut totals = vec![Total::default(); CURVE_EXPONENTS.len() + 1];
-    let mut lossless = Total::default();
-    let (mut tensors, mut done_bytes, mut weights) = (Vec::new(), 0, 0);
+    let (names, others): (Vec<&str>, Vec<&str>) = reader.names().partition(|name| selected.contains(*name));
+    let total_bytes = bytes_of(&reader, &names);
+    let (mut measured, mut done_bytes) = (Vec::new(), 0);
     for name in names {
         let tensor = reader.read(name)?;
-        let matrix = Matrix::of(name, &tensor)?;
-        weights += matrix.weights.len() as u64;
-        measure_exact(name, &tensor, &mut lossless)?;
-        tensors.push(measure(name, &matrix, options, &mut totals)?);
-        done_bytes += bytes_of(name);
+        measured.push(measure(name, &tensor, &Matrix::of(name, &tensor)?, options.layout, &choices)?);
+        done_bytes += bytes_of(&reader, &[name]);
         progress(Progress { stage: "measure", tensor_path: name, done_bytes, total_bytes });
     }
-    let choices = std::iter::once("int8".to_owned())
-        .chain(CURVE_EXPONENTS.iter().map(|exponent| format!("step {:.4} rms", exponent.exp2())));
-    let grids = choices.zip(&totals).map(|(choice, total)| total.grid_point(choice));
-    let curve = std::iter::once(lossless.lossless_point()).chain(grids).collect();
-    Ok(StatsReport { weights, original_bytes: total_bytes, tensors, curve })
+    let rest = Rest { weights: weights_of(&reader, &others), bytes: bytes_of(&reader, &others) };
+    Ok(report(measured, total_bytes, &choices, rest))
 }
 
-/// Adds a sample of the tensor bit for bit, or the whole of it as it is where it is stored so.
-fn measure_exact(name: &str, tensor: &Tensor, total: &mut Total) -> Result<()> {
-    let weights = tensor.numel() as f64;
-    let Ok(matrix) = ExactMatrix::of(name, tensor)? else {
-        total.add_plain(weights, 32.0);
-        return Ok(());
+/// The presets, and the size that is asked for.
+fn choices(target: Target) -> Result<Vec<(String, Target)>> {
+    let presets = PRESETS.iter().map(|(name, target)| ((*name).to_owned(), *target));
+    let asked = match target {
+        Target::Bits(bits) if !BUDGET_RANGE.contains(&bits) => {
+            return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")));
+        }
+        Target::Bits(_) => Some((target.to_string(), target)),
+        Target::Int8 | Target::Lossless => None,
     };
-    let options = EncodeOptions { row_access: name == EMBEDDING, ..EncodeOptions::default() };
-    let stats = *CompressedTensor::encode_exact(name, &matrix.sample(SAMPLE_WEIGHTS), options)?.stats();
-    if stats.compressed_bytes < stats.original_bytes {
-        total.add(&stats, weights / stats.weights as f64);
-    } else {
-        total.add_plain(weights, 8.0 * matrix.dtype.bytes() as f64);
-    }
-    Ok(())
+    Ok(presets.chain(asked).collect())
 }
 
-fn measure(
-    name: &str,
-    matrix: &Matrix,
-    options: &CompressOptions,
-    totals: &mut [Total],
-) -> Result<StatsTensor> {
-    check_finite(&matrix.weights, matrix.shape[1], name)?;
-    let rms = root_mean_square(&matrix.weights);
-    let sample = matrix.sample(SAMPLE_WEIGHTS);
-    let encode =
-        EncodeOptions { layout: options.layout, row_access: name == EMBEDDING, allow_left: true, tile: None };
-    let rules = std::iter::once(StepRule::RowAbsmax)
-        .chain(CURVE_EXPONENTS.iter().map(|exponent| StepRule::Step((rms * exponent.exp2()) as f32)));
-    let mut first = None;
-    for (rule, total) in rules.zip(totals) {
-        let quantized = rule.quantize(&sample, name)?;
-        let stats = *CompressedTensor::encode(name, &sample, &quantized, encode)?.stats();
-        total.add(&stats, matrix.weights.len() as f64 / stats.weights as f64);
-        first.get_or_insert(stats);
-    }
-    let absmax = matrix.weights.iter().fold(0f32, |most, weight| most.max(weight.abs()));
-    Ok(StatsTensor {
-        tensor_path: name.to_owned(),
-        shape: matrix.shape,
-        dtype: format!("{:?}", matrix.dtype),
-        rms,
-        absmax: f64::from(absmax),
-        int8: first.unwrap_or(TensorStats::EMPTY),
-    })
+/// What is not compressed, and counts where a whole model is to meet a size.
+#[derive(Clone, Copy)]
+struct Rest {
+    weights: u64,
+    bytes: u64,
 }
 
-/// Sums over tensors, each sample weighted to stand for its whole tensor.
-#[derive(Clone, Copy, Default)]
-struct Total {
-    weights: f64,
-    bits: f64,
-    entropy: f64,
-    distortion: Distortion,
+fn bytes_of(reader: &Reader, names: &[&str]) -> u64 {
+    names.iter().filter_map(|name| reader.info(name)).map(|info| info.bytes as u64).sum()
 }
 
-impl Total {
-    fn add(&mut self, stats: &TensorStats, factor: f64) {
-        let weights = stats.weights as f64 * factor;
-        self.weights += weights;
-        self.bits += stats.bits_per_weight * weights;
-        let entropy = stats.grid_entropy_bits.or(stats.exponent_entropy_and_raw_bits);
-        self.entropy += entropy.unwrap_or_default() * weights;
-        self.distortion.signal += stats.distortion.signal * factor;
-        self.distortion.noise += stats.distortion.noise * factor;
-    }
+fn weights_of(reader: &Reader, names: &[&str]) -> u64 {
+    let infos = names.iter().filter_map(|name| reader.info(name));
+    infos.map(|info| info.shape.iter().product::<usize>() as u64).sum()
+}
 
-    /// Weights of a tensor that is stored as it is.
-    fn add_plain(&mut self, weights: f64, bits: f64) {
-        self.weights += weights;
-        self.bits += bits * weights;
-        self.entropy += bits * weights;
-    }
-
-    fn mean_entropy(&self) -> Option<f64> {
-        (self.weights > 0.0).then(|| self.entropy / self.weights)
-    }
-
-    fn grid_point(&self, choice: String) -> CurvePoint {
-        CurvePoint {
-            choice,
-            bits_per_weight: self.bits / self.weights.max(1.0),
-            grid_entropy_bits: self.mean_entropy(),
-            exponent_entropy_and_raw_bits: None,
-            snr_db: self.distortion.snr_db(),
+fn report(
+    mut measured: Vec<Measured>,
+    original_bytes: u64,
+    choices: &[(String, Target)],
+    rest: Rest,
+) -> StatsReport {
+    let curve: Vec<Tally> = (0..CURVE_EXPONENTS.len())
+        .map(|at| Tally::sum(measured.iter().map(|tensor| tensor.curve[at])))
+        .collect();
+    let (mut met, mut unmet) = (Vec::new(), Vec::new());
+    for (index, (choice, target)) in choices.iter().enumerate() {
+        let of_tensors: std::result::Result<Vec<Tally>, Missed> = match target {
+            Target::Bits(bits) => position(&curve, *bits, rest)
+                .map(|position| measured.iter().map(|tensor| position.on(&tensor.curve)).collect()),
+            _ => Ok(measured.iter().map(|tensor| tensor.fixed[index]).collect()),
+        };
+        match of_tensors {
+            Ok(tallies) => {
+                met.push(Tally::sum(tallies.iter().copied()).point(choice));
+                measured
+                    .iter_mut()
+                    .zip(tallies)
+                    .for_each(|(tensor, tally)| tensor.stats.choices.push(tally.point(choice)));
+            }
+            Err(missed) => unmet.push(UnmetChoice { choice: choice.clone(), reason: missed.to_string() }),
         }
     }
-
-    fn lossless_point(&self) -> CurvePoint {
-        CurvePoint {
-            grid_entropy_bits: None,
-            exponent_entropy_and_raw_bits: self.mean_entropy(),
-            ..self.grid_point("lossless".to_owned())
-        }
+    let steps = CURVE_EXPONENTS.iter().zip(&curve);
+    StatsReport {
+        weights: measured.iter().map(|tensor| tensor.weights).sum(),
+        original_bytes,
+        choices: met,
+        unmet,
+        curve: steps.map(|(exponent, tally)| tally.point(&measure::step_name(*exponent))).collect(),
+        tensors: measured.into_iter().map(|tensor| tensor.stats).collect(),
     }
+}
+
+/// Where on the curve the whole model has `bits` a weight.
+fn position(curve: &[Tally], bits: f64, rest: Rest) -> std::result::Result<Position, Missed> {
+    let coded = curve.first().map_or(0.0, |tally| tally.weights);
+    let whole_bits = bits * (coded + rest.weights as f64);
+    at_budget(curve, (whole_bits - 8.0 * rest.bytes as f64) / coded.max(1.0))
 }

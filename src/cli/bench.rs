@@ -22,7 +22,7 @@ use serde::Serialize;
 use self::matrix::{bench_matrix, gaussian, MatrixReport, Plan};
 use self::model::{bench_model, ModelReport};
 use super::device::DeviceArg;
-use super::model::{at_least_one, float, DtypeArg};
+use super::model::{at_least_one, budget, float, DtypeArg};
 use super::output::Output;
 use super::selection::LayoutArg;
 use super::steps::Steps;
@@ -198,10 +198,6 @@ fn shape(text: &str) -> Result<[usize; 2], String> {
         (1..=1 << 30).contains(&weights).then_some(shape)
     };
     parse().ok_or_else(|| "wanted ROWSxCOLUMNS, such as 4096x4096, of at most 2^30 weights".to_owned())
-}
-
-fn budget(text: &str) -> Result<f64, String> {
-    float(text, |bits| (2.5..=8.5).contains(&bits), "2.5 to 8.5")
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

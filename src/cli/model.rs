@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{bail, Result};
 use clap::ValueEnum;
+use codecllm::codec::BUDGET_RANGE;
 use codecllm::cuda::PeakMemory;
 use codecllm::runtime::{GenerateOptions, Generation, Generator, LoadOptions, Prompt, SamplerOptions};
 use tch::Kind;
@@ -134,6 +135,11 @@ fn temperature(text: &str) -> Result<f64, String> {
 
 fn probability(text: &str) -> Result<f64, String> {
     float(text, |value| value > 0.0 && value <= 1.0, "more than 0 and at most 1")
+}
+
+/// Bits a weight.
+pub(crate) fn budget(text: &str) -> Result<f64, String> {
+    float(text, |bits| BUDGET_RANGE.contains(&bits), "2.5 to 8.5")
 }
 
 /// A number that `holds`, or what was wanted.

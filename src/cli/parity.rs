@@ -9,7 +9,7 @@ use codecllm::Error;
 
 use super::device::DeviceArg;
 use super::model::{at_least_one, float, DtypeArg};
-use super::output::{bytes, pairs, table, Measured, Output};
+use super::output::{pairs, table, Measured, Output};
 use super::steps::Steps;
 
 const EXAMPLES: &str = "\
@@ -17,9 +17,11 @@ Examples:
   codecllm parity MODEL_DIR OUT --text FILE
   codecllm parity MODEL_DIR OUT --text FILE --max-windows 20 --prompts PROMPTS --new-tokens 64
   codecllm parity MODEL_DIR OUT --text FILE --max-kl 0.05      exit code 1 above that mean divergence
+  codecllm parity MODEL_DIR OUT --text FILE --html REPORT.html the same as a page with charts
 
 Divergences are KL(MODEL_DIR || OUT) of the next token, in nats. Either directory may be compressed. The text is cut into
-windows that are read from nothing; all tokens of a window but the first are scored.";
+windows that are read from nothing; all tokens of a window but the first are scored. Embedding, layers and head are compared over the
+first window: with the error piled up behind each, and with the error of its own, fed what the reference's is fed.";
 
 /// Compare the answers of a compressed model with the original's on a text
 #[derive(Debug, clap::Args)]
@@ -53,6 +55,9 @@ pub(crate) struct Args {
     /// Continue the prompts as they are, without the model's chat template
     #[arg(long)]
     raw: bool,
+    /// Write the report as one HTML page with charts, over what is there
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Fail if the mean divergence is above this many nats
     #[arg(long, value_name = "NATS", value_parser = divergence)]
     max_kl: Option<f64>,
@@ -82,6 +87,9 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         steps.show(at.stage, at.done, at.total, "");
     })?;
     drop(steps);
+    if let Some(file) = &args.html {
+        std::fs::write(file, report.html()?).map_err(|e| Error::io(file, e))?;
+    }
     let measured = Measured::since(start, report);
     output.report(&measured, text)?;
     match args.max_kl {
@@ -105,44 +113,22 @@ fn divergence(text: &str) -> Result<f64, String> {
 
 fn text(measured: &Measured<Report>) -> String {
     let report = &measured.report;
-    let mut parts = vec![figures(measured), layers(report)];
+    let mut parts = vec![pairs(report.figures().into_iter().chain(measured.rows())), layers(report)];
     if !report.greedy.is_empty() {
         parts.push(answers(report));
     }
     parts.join("\n\n")
 }
 
-fn figures(measured: &Measured<Report>) -> String {
-    let report = &measured.report;
-    let (reference, compressed) = (report.perplexity_reference, report.perplexity_compressed);
-    let scored = format!("{} tokens, {} windows of {}", report.tokens_scored, report.windows, report.window);
-    let rows = [
-        ("scored", scored),
-        ("perplexity of the reference", format!("{reference:.4}")),
-        (
-            "perplexity of the compressed",
-            format!("{compressed:.4} ({:+.2} %)", (compressed / reference - 1.0) * 100.0),
-        ),
-        ("KL mean", nats(report.divergence.kl_mean)),
-        ("KL of 99 %", nats(report.divergence.kl_p99)),
-        ("KL most", nats(report.divergence.kl_max)),
-        ("same first token", format!("{:.2} %", report.divergence.top1_agreement * 100.0)),
-        ("weights of the reference", bytes(report.weight_bytes_reference as u64)),
-        ("weights of the compressed", bytes(report.weight_bytes_compressed as u64)),
-    ];
-    pairs(rows.into_iter().chain(measured.rows()))
-}
-
-fn nats(value: f64) -> String {
-    format!("{value:.6} nats")
-}
-
 fn layers(report: &Report) -> String {
-    let mut layers = table(&["hidden states behind", "relative error"]);
+    let mut layers = table(&["layer", "error behind it", "of its own", ""]);
     for error in &report.layers {
-        let mark =
-            if report.steepest_layer.as_ref() == Some(&error.layer) { " <- first steep rise" } else { "" };
-        layers.add_row([format!("{}{mark}", error.layer), format!("{:.6}", error.relative_error)]);
+        layers.add_row([
+            error.layer.clone(),
+            format!("{:.6}", error.relative_error),
+            format!("{:.6}", error.own_error),
+            report.remark(error),
+        ]);
     }
     layers.to_string()
 }
@@ -150,12 +136,11 @@ fn layers(report: &Report) -> String {
 fn answers(report: &Report) -> String {
     let mut answers = table(&["prompt", "tokens that agree"]);
     for answer in &report.greedy {
-        let tokens = if answer.agrees {
-            format!("all {}", answer.reference_tokens)
-        } else {
-            format!("{} of {}", answer.agreed_tokens, answer.reference_tokens)
+        let tokens = match answer.agrees {
+            true => format!("all {}", answer.reference_tokens),
+            false => format!("{} of {}", answer.agreed_tokens, answer.reference_tokens),
         };
         answers.add_row([answer.prompt.clone(), tokens]);
     }
-    format!("{answers}\n\n{} of {} answers agree to the end", report.greedy_agreed, report.greedy.len())
+    format!("{answers}\n\n{}", report.greedy_summary())
 }

@@ -9,6 +9,9 @@ use super::text::first_difference;
 use crate::error::Result;
 use crate::runtime::{GenerateOptions, Generator, Message, Prompt};
 
+/// Tokens that are shown of each answer from where they part.
+const SHOWN_TOKENS: usize = 12;
+
 /// How long the greedy answers to one prompt agree.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GreedyAgreement {
@@ -20,6 +23,19 @@ pub struct GreedyAgreement {
     pub agreed_tokens: usize,
     /// Whether the answers are the same to the end.
     pub agrees: bool,
+    /// Where they first diverge; `None` where they agree.
+    pub divergence: Option<FirstDivergence>,
+}
+
+/// What two answers say from where they part.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FirstDivergence {
+    /// The token of the answer that first differs, from 0.
+    pub token: usize,
+    /// A few tokens of the reference's answer from there; nothing where it ends.
+    pub reference: String,
+    /// The same of the compressed model's.
+    pub compressed: String,
 }
 
 /// Lets both models answer `prompt` greedily, by the options' new tokens or fewer where they stop.
@@ -30,12 +46,20 @@ pub(super) fn greedy(
 ) -> Result<GreedyAgreement> {
     let wanted = answer(reference, prompt, options)?;
     let got = answer(compressed, prompt, options)?;
-    let difference = first_difference(&wanted, &got);
+    let divergence = first_difference(&wanted, &got).map(|token| {
+        let shown = |ids: &[u32]| {
+            let rest = ids.get(token..).unwrap_or_default();
+            reference.tokenizer().decode(&rest[..rest.len().min(SHOWN_TOKENS)])
+        };
+        Ok(FirstDivergence { token, reference: shown(&wanted)?, compressed: shown(&got)? })
+    });
+    let divergence = divergence.transpose()?;
     Ok(GreedyAgreement {
         prompt: prompt.to_owned(),
         reference_tokens: wanted.len(),
-        agreed_tokens: difference.unwrap_or(wanted.len()),
-        agrees: difference.is_none(),
+        agreed_tokens: divergence.as_ref().map_or(wanted.len(), |divergence| divergence.token),
+        agrees: divergence.is_none(),
+        divergence,
     })
 }
 

@@ -1,35 +1,54 @@
-//! Which layer goes wrong first.
+//! Which layer goes wrong first, and which ones are wrong by themselves.
 
 use serde::Serialize;
 use tch::{Kind, TchError, Tensor};
 
 use super::logits::ids_tensor;
-use crate::error::{Result, TorchContext};
+use crate::error::{Error, Result, TorchContext};
 use crate::model::LogitsOf;
 use crate::runtime::Model;
 
-/// How far the residual stream behind one layer is from the reference's.
+/// Most tokens of the window that the layers are compared on: the residual streams of all layers are in memory.
+const MOST_TOKENS: usize = 512;
+/// Positions whose logits are compared: those of the largest vocabularies are wider than all layers together.
+const HEAD_POSITIONS: i64 = 64;
+/// How much larger than the median's a layer's own error must be to be conspicuous. From 5 to 8 bits a weight the layers of real
+/// models stay within 1.5.
+const OVER_MEDIAN: f64 = 3.0;
+/// An own error that is conspicuous whatever the others are: half of what the layer does is wrong.
+const MOST_OWN_ERROR: f64 = 0.5;
+
+/// How far one layer is from the reference's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerError {
-    /// The layer, `model.layers.N`.
+    /// `model.embed_tokens`, `model.layers.N`, or `lm_head`: the last norm and the head.
     pub layer: String,
-    /// `|compressed - reference| / |reference|` over all tokens of a window, Euclidean.
+    /// The error piled up: `|compressed - reference| / |reference|`, Euclidean, of the residual stream behind the layer over all tokens,
+    /// or of the logits.
     pub relative_error: f64,
+    /// The error that the layer makes by itself, fed what the reference's is fed: `|compressed - reference|` over the
+    /// size of what the reference's layer adds to the stream; the median of the tokens.
+    pub own_error: f64,
 }
 
-/// The error of the hidden states behind every layer, over one window of token ids, first layer first.
-///
-/// Errors pile up from layer to layer; a layer whose weights are wrong stands out as the first great rise
-/// ([`steepest`]).
+/// The errors of all layers over one window of token ids, first layer first.
 pub(super) fn layer_errors(reference: &Model, compressed: &Model, window: &[i64]) -> Result<Vec<LayerError>> {
-    let wanted = hidden_states(reference, window)?;
-    let got = hidden_states(compressed, window)?;
-    let errors = wanted.iter().zip(&got).enumerate().map(|(layer, (wanted, got))| {
+    let window = window.get(..MOST_TOKENS).unwrap_or(window);
+    let wanted = residual_streams(reference, window)?;
+    let got = residual_streams(compressed, window)?;
+    let apart = streams_apart(compressed, window, &wanted)?;
+    let mut errors = vec![embedding_error(&wanted, &got)?];
+    let before = wanted.iter();
+    let behind = wanted.iter().zip(&got).skip(1);
+    for (layer, ((before, (wanted, got)), apart)) in before.zip(behind).zip(&apart).enumerate() {
         let layer = format!("model.layers.{layer}");
         let relative_error = relative_error(wanted, got).about(&layer)?;
-        Ok(LayerError { layer, relative_error })
-    });
-    errors.collect()
+        let added = wanted.f_sub(before).about(&layer)?;
+        let own_error = own_error(wanted, apart, &added).about(&layer)?;
+        errors.push(LayerError { layer, relative_error, own_error });
+    }
+    errors.push(head_error([reference, compressed], &wanted, &got)?);
+    Ok(errors)
 }
 
 /// The first layer behind which the error rises as it does at wrong weights: at least half as much as at the layer
@@ -43,21 +62,66 @@ pub fn steepest(errors: &[LayerError]) -> Option<&LayerError> {
     errors.get(index).filter(|_| most > 0.0)
 }
 
-/// The residual streams `[1, seq, hidden]` behind each layer.
-fn hidden_states(model: &Model, window: &[i64]) -> Result<Vec<Tensor>> {
+/// The layers that are wrong by themselves: their own error is more than three times the median of the layers that have any, or
+/// more than a half. Compression alone makes none such; weights of another layer do, all of them.
+pub fn conspicuous(errors: &[LayerError]) -> impl Iterator<Item = &LayerError> {
+    let mut sorted: Vec<f64> =
+        errors.iter().map(|error| error.own_error).filter(|error| *error > 0.0).collect();
+    sorted.sort_by(f64::total_cmp);
+    // The lower one of two in the middle: in a small model half of the layers may be wrong.
+    let median =
+        sorted.len().checked_sub(1).and_then(|last| sorted.get(last / 2)).copied().unwrap_or_default();
+    let most = (OVER_MEDIAN * median).min(MOST_OWN_ERROR);
+    errors.iter().filter(move |error| error.own_error > most)
+}
+
+/// The residual streams `[1, seq, hidden]` before the first layer and behind each.
+fn residual_streams(model: &Model, window: &[i64]) -> Result<Vec<Tensor>> {
     let ids = ids_tensor(model, window)?;
     let mut cache = model.new_cache(1, window.len())?;
-    let mut states = Vec::new();
-    let mut failed = None;
-    let mut keep = |_, hidden: &Tensor| match hidden.f_to_device(tch::Device::Cpu) {
-        Ok(hidden) => states.push(hidden),
-        Err(error) => failed = Some(error),
-    };
+    let mut streams = vec![model.llama().embed(&ids)?];
+    let mut keep = |_, stream: &Tensor| streams.push(stream.shallow_clone());
     let _logits = model.llama().forward_observed(&ids, &mut cache, LogitsOf::Last, &mut keep)?;
-    match failed {
-        Some(error) => Err(error).about("hidden states"),
-        None => Ok(states),
-    }
+    Ok(streams)
+}
+
+/// What each layer of `model` makes of the stream before it in `wanted`.
+fn streams_apart(model: &Model, window: &[i64], wanted: &[Tensor]) -> Result<Vec<Tensor>> {
+    let mut cache = model.new_cache(1, window.len())?;
+    let mut apart = Vec::new();
+    let inputs = wanted.split_last().map_or(wanted, |(_, inputs)| inputs);
+    let mut keep = |_, stream: &Tensor| apart.push(stream.shallow_clone());
+    model.llama().forward_apart(inputs, &mut cache, &mut keep)?;
+    Ok(apart)
+}
+
+fn embedding_error(wanted: &[Tensor], got: &[Tensor]) -> Result<LayerError> {
+    let layer = "model.embed_tokens".to_owned();
+    let (Some(wanted), Some(got)) = (wanted.first(), got.first()) else {
+        return Err(Error::invalid(layer, "gave no residual stream"));
+    };
+    let relative_error = relative_error(wanted, got).about(&layer)?;
+    let own_error = own_error(wanted, got, wanted).about(&layer)?;
+    Ok(LayerError { layer, relative_error, own_error })
+}
+
+/// Of the logits at the last positions.
+fn head_error([reference, compressed]: [&Model; 2], wanted: &[Tensor], got: &[Tensor]) -> Result<LayerError> {
+    let layer = "lm_head".to_owned();
+    let (Some(wanted), Some(got)) = (wanted.last(), got.last()) else {
+        return Err(Error::invalid(layer, "got no residual stream"));
+    };
+    let last = |stream: &Tensor| {
+        let seq = stream.size().get(1).copied().unwrap_or_default();
+        let positions = seq.min(HEAD_POSITIONS);
+        stream.f_narrow(1, seq - positions, positions).about(&layer)
+    };
+    let (stream, other_stream) = (last(wanted)?, last(got)?);
+    let logits = reference.llama().head(&stream)?;
+    let apart = compressed.llama().head(&stream)?;
+    let relative_error = relative_error(&logits, &compressed.llama().head(&other_stream)?).about(&layer)?;
+    let own_error = own_error(&logits, &apart, &logits).about(&layer)?;
+    Ok(LayerError { layer, relative_error, own_error })
 }
 
 fn relative_error(wanted: &Tensor, got: &Tensor) -> std::result::Result<f64, TchError> {
@@ -65,4 +129,14 @@ fn relative_error(wanted: &Tensor, got: &Tensor) -> std::result::Result<f64, Tch
     let error = got.f_sub(&wanted)?.f_norm()?.f_double_value(&[])?;
     let size = wanted.f_norm()?.f_double_value(&[])?;
     Ok(if error == 0.0 { 0.0 } else { error / size })
+}
+
+/// The median over the tokens: a few tokens carry activations that outweigh all others together.
+fn own_error(wanted: &Tensor, got: &Tensor, added: &Tensor) -> std::result::Result<f64, TchError> {
+    let size_of =
+        |of: &Tensor| of.f_to_kind(Kind::Double)?.f_norm_scalaropt_dim(2.0, [-1i64].as_slice(), false);
+    let error = size_of(&got.f_to_kind(Kind::Double)?.f_sub(&wanted.f_to_kind(Kind::Double)?)?)?;
+    // A layer that adds nothing has no error if it adds nothing here either.
+    let relative = error.f_div(&size_of(added)?)?.f_masked_fill(&error.f_eq(0.0)?, 0.0)?;
+    relative.f_median()?.f_double_value(&[])
 }

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tch::{Device, Kind};
 
-use super::divergence::{divergence, Divergence, PositionDivergence};
+use super::divergence::Divergence;
 use super::greedy::{greedy, GreedyAgreement};
-use super::layers::{layer_errors, steepest, LayerError};
-use super::logits::{in_chunks, logits, PIECE_POSITIONS};
-use super::perplexity::{perplexity, TextScore};
+use super::layers::{conspicuous, layer_errors, steepest, LayerError};
+use super::scores::Scores;
 use super::text::Text;
 use crate::error::{Error, Result};
 use crate::runtime::{Generator, LoadOptions, Model};
@@ -65,9 +64,28 @@ pub struct Progress<'a> {
     pub total: usize,
 }
 
+/// One window of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct WindowScore {
+    /// Tokens that both models predicted.
+    pub tokens: usize,
+    /// Perplexity of the reference.
+    pub perplexity_reference: f64,
+    /// Perplexity of the compressed model.
+    pub perplexity_compressed: f64,
+    /// Mean divergence, nats.
+    pub kl_mean: f64,
+}
+
 /// The figures of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
+    /// The model directory that is right.
+    pub reference: String,
+    /// The model directory that was compared with it.
+    pub compressed: String,
+    /// The file that both read.
+    pub text: String,
     /// `exp` of the mean negative log-likelihood of a token under the reference.
     pub perplexity_reference: f64,
     /// The same under the compressed model.
@@ -85,12 +103,20 @@ pub struct Report {
     pub weight_bytes_reference: usize,
     /// Bytes of the compressed model's weights in memory.
     pub weight_bytes_compressed: usize,
-    /// The error of the hidden states behind each layer, over the first window.
+    /// The windows, one by one.
+    pub per_window: Vec<WindowScore>,
+    /// The divergence that 0 %, 1 %, ... 100 % of the positions stay within, nats.
+    pub kl_percentiles: Vec<f64>,
+    /// The errors of embedding, layers and head, over the first window (512 tokens of it at most).
     pub layers: Vec<LayerError>,
     /// The first layer behind which the error rises as much as anywhere; `None` where nothing differs.
     pub steepest_layer: Option<String>,
+    /// The layers whose own error stands out: what is wrong there is more than compression ([`conspicuous`]).
+    pub conspicuous_layers: Vec<String>,
     /// Prompts whose answers are the same to the end.
     pub greedy_agreed: usize,
+    /// The earliest token at which the answers to any prompt diverge, from 0; `None` where all agree.
+    pub greedy_first_divergence: Option<usize>,
     /// The answers, prompt by prompt.
     pub greedy: Vec<GreedyAgreement>,
 }
@@ -103,18 +129,22 @@ impl Report {
             return Ok(());
         }
         let layer = self.steepest_layer.as_deref().unwrap_or("none");
-        Err(Error::corrupt(
-            "parity",
-            format!("kl_mean is {mean:.4} nats, wanted at most {most}; the error first rises steeply behind {layer}"),
-        ))
+        let mut message = format!(
+            "kl_mean is {mean:.4} nats, wanted at most {most}; the error first rises steeply behind {layer}"
+        );
+        if !self.conspicuous_layers.is_empty() {
+            message += &format!("; wrong by themselves: {}", self.conspicuous_layers.join(", "));
+        }
+        Err(Error::corrupt("parity", message))
     }
 }
 
 /// Compares the model directory `compressed` with the model directory `reference`.
 ///
 /// # Errors
-/// What loading and generating report; `InvalidArgument` for a text of fewer than two tokens, a window that the models
-/// do not allow, or models of different vocabularies or tokenizers; `Corrupt` where logits are not finite.
+/// What loading and generating report; `InvalidArgument` for a text shorter than one window, a window that the models do not
+/// allow, models of different vocabularies or tokenizers, or a tokenizer that does not belong to its model; `Corrupt` where logits
+/// are not finite.
 pub fn compare(
     reference: impl AsRef<Path>,
     compressed: impl AsRef<Path>,
@@ -139,7 +169,8 @@ pub fn compare(
         None => Vec::new(),
     };
     let greedy = answer_all([&reference, &compressed], options, progress)?;
-    Ok(scores.report(&text, models, layers, greedy))
+    let names = [dirs[0], dirs[1], &options.text].map(|path| path.display().to_string());
+    Ok(report(names, scores, &text, models, layers, greedy))
 }
 
 fn load(
@@ -183,53 +214,37 @@ fn not_finite(dirs: [&Path; 2], scores: &Scores, window: usize) -> Error {
     )
 }
 
-/// What is summed up over the windows.
-#[derive(Default)]
-struct Scores {
-    /// Of the reference, and of the compressed model.
-    text: [TextScore; 2],
-    divergence: PositionDivergence,
-}
-
-impl Scores {
-    /// Lets both models read `window` piece by piece and scores every token but the first.
-    fn read(&mut self, models: [&Model; 2], window: &[i64]) -> Result<()> {
-        let [mut cache, mut other_cache] =
-            [models[0].new_cache(1, window.len())?, models[1].new_cache(1, window.len())?];
-        let (read, targets) = (&window[..window.len() - 1], &window[1..]);
-        for (ids, targets) in read.chunks(PIECE_POSITIONS).zip(targets.chunks(PIECE_POSITIONS)) {
-            let reference = logits(models[0], &mut cache, ids)?;
-            let compressed = logits(models[1], &mut other_cache, ids)?;
-            in_chunks([&reference, &compressed], targets, |reference, compressed, targets| {
-                self.text[0].add(perplexity(reference, targets)?);
-                self.text[1].add(perplexity(compressed, targets)?);
-                self.divergence.append(divergence(reference, compressed)?);
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    fn report(
-        &self,
-        text: &Text,
-        models: [&Model; 2],
-        layers: Vec<LayerError>,
-        greedy: Vec<GreedyAgreement>,
-    ) -> Report {
-        Report {
-            perplexity_reference: self.text[0].perplexity(),
-            perplexity_compressed: self.text[1].perplexity(),
-            divergence: self.divergence.summary(),
-            tokens_scored: self.text[0].tokens,
-            windows: text.count(),
-            window: text.window(),
-            weight_bytes_reference: models[0].weight_bytes(),
-            weight_bytes_compressed: models[1].weight_bytes(),
-            steepest_layer: steepest(&layers).map(|error| error.layer.clone()),
-            layers,
-            greedy_agreed: greedy.iter().filter(|answer| answer.agrees).count(),
-            greedy,
-        }
+fn report(
+    [reference, compressed, read]: [String; 3],
+    scores: Scores,
+    text: &Text,
+    models: [&Model; 2],
+    layers: Vec<LayerError>,
+    greedy: Vec<GreedyAgreement>,
+) -> Report {
+    Report {
+        reference,
+        compressed,
+        text: read,
+        perplexity_reference: scores.text[0].perplexity(),
+        perplexity_compressed: scores.text[1].perplexity(),
+        divergence: scores.divergence.summary(),
+        tokens_scored: scores.text[0].tokens,
+        windows: text.count(),
+        window: text.window(),
+        weight_bytes_reference: models[0].weight_bytes(),
+        weight_bytes_compressed: models[1].weight_bytes(),
+        per_window: scores.windows,
+        kl_percentiles: scores.divergence.percentiles(),
+        steepest_layer: steepest(&layers).map(|error| error.layer.clone()),
+        conspicuous_layers: conspicuous(&layers).map(|error| error.layer.clone()).collect(),
+        layers,
+        greedy_agreed: greedy.iter().filter(|answer| answer.agrees).count(),
+        greedy_first_divergence: greedy
+            .iter()
+            .filter_map(|answer| answer.divergence.as_ref())
+            .map(|at| at.token)
+            .min(),
+        greedy,
     }
 }

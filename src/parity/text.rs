@@ -18,7 +18,8 @@ pub(crate) struct Text {
 impl Text {
     /// Reads `file` as the tokens that both model directories give it.
     ///
-    /// `InvalidArgument` where there are fewer than two tokens, or where the models differ in vocabulary or tokenizer.
+    /// `InvalidArgument` where the text is shorter than one window, where the models differ in vocabulary or tokenizer, or where a
+    /// tokenizer does not belong to its model.
     pub(crate) fn read(
         file: &Path,
         dirs: [&Path; 2],
@@ -27,15 +28,10 @@ impl Text {
     ) -> Result<Self> {
         let subject = file.display().to_string();
         let text = read_utf8(file)?;
-        let longest = check_same_vocabulary(dirs)?;
+        let Shared { vocab_size, longest } = check_same_vocabulary(dirs)?;
         let window = choose_window(window, longest)?;
-        let ids = tokens(&text, dirs)?;
-        if ids.len() < 2 {
-            return Err(Error::invalid(
-                subject,
-                format!("has {} tokens, wanted at least 2: one to read and one to predict", ids.len()),
-            ));
-        }
+        let ids = tokens(&text, dirs, vocab_size)?;
+        check_length(ids.len(), window, &subject)?;
         let windows = windows_of(ids.len(), window).min(max_windows.unwrap_or(usize::MAX));
         if windows == 0 {
             return Err(Error::invalid("--max-windows", "0, wanted at least 1"));
@@ -59,6 +55,20 @@ impl Text {
     }
 }
 
+fn check_length(tokens: usize, window: usize, subject: &str) -> Result<()> {
+    match tokens {
+        0 | 1 => Err(Error::invalid(
+            subject,
+            format!("has {tokens} tokens, wanted at least 2: one to read and one to predict"),
+        )),
+        tokens if tokens < window => Err(Error::invalid(
+            subject,
+            format!("has {tokens} tokens, wanted at least one window of {window} (a longer text, or --window {tokens})"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Windows of at least two tokens: a last one of a single token predicts nothing.
 fn windows_of(tokens: usize, window: usize) -> usize {
     tokens / window + usize::from(tokens % window >= 2)
@@ -76,8 +86,15 @@ fn read_utf8(file: &Path) -> Result<String> {
     })
 }
 
-/// Checks that the vocabularies are equally large and gives the longest context that both models allow.
-fn check_same_vocabulary([reference, compressed]: [&Path; 2]) -> Result<usize> {
+/// What both models have.
+struct Shared {
+    vocab_size: usize,
+    /// The longest context that both allow, tokens.
+    longest: usize,
+}
+
+/// Checks that the vocabularies are equally large.
+fn check_same_vocabulary([reference, compressed]: [&Path; 2]) -> Result<Shared> {
     let (wanted, got) = (LlamaConfig::from_dir(reference)?, LlamaConfig::from_dir(compressed)?);
     if got.vocab_size != wanted.vocab_size {
         return Err(Error::invalid(
@@ -90,7 +107,8 @@ fn check_same_vocabulary([reference, compressed]: [&Path; 2]) -> Result<usize> {
             ),
         ));
     }
-    Ok(wanted.max_position_embeddings.min(got.max_position_embeddings))
+    let longest = wanted.max_position_embeddings.min(got.max_position_embeddings);
+    Ok(Shared { vocab_size: wanted.vocab_size, longest })
 }
 
 fn choose_window(wanted: Option<usize>, longest: usize) -> Result<usize> {
@@ -104,13 +122,13 @@ fn choose_window(wanted: Option<usize>, longest: usize) -> Result<usize> {
     }
 }
 
-fn tokens(text: &str, [reference, compressed]: [&Path; 2]) -> Result<Vec<i64>> {
-    let wanted = Tokenizer::from_dir(reference)?.encode(text, true)?;
+fn tokens(text: &str, [reference, compressed]: [&Path; 2], vocab_size: usize) -> Result<Vec<i64>> {
+    let wanted = tokens_of(text, reference, vocab_size)?;
     if reference != compressed {
-        let got = Tokenizer::from_dir(compressed)?.encode(text, true)?;
+        let got = tokens_of(text, compressed, vocab_size)?;
         if let Some(at) = first_difference(&wanted, &got) {
             return Err(Error::invalid(
-                compressed.join("tokenizer.json").display().to_string(),
+                tokenizer_file(compressed),
                 format!(
                     "token {at} of the text is another than in {} (not the same model?)",
                     reference.display()
@@ -119,6 +137,34 @@ fn tokens(text: &str, [reference, compressed]: [&Path; 2]) -> Result<Vec<i64>> {
         }
     }
     Ok(wanted.into_iter().map(i64::from).collect())
+}
+
+/// The tokens that the tokenizer in `dir` gives the text, if it belongs to a model of this vocabulary.
+fn tokens_of(text: &str, dir: &Path, vocab_size: usize) -> Result<Vec<u32>> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let known = tokenizer.vocab_size();
+    // Models round their vocabulary up, by a few percent at most; tokenizers get a few tokens added that no model knows.
+    if known.abs_diff(vocab_size) > vocab_size / 10 {
+        return Err(Error::invalid(
+            tokenizer_file(dir),
+            format!("has {known} tokens, wanted about {vocab_size}, vocab_size of the model (the tokenizer of another model?)"),
+        ));
+    }
+    let ids = tokenizer.encode(text, true)?;
+    match ids.iter().position(|&id| id as usize >= vocab_size) {
+        None => Ok(ids),
+        Some(at) => Err(Error::invalid(
+            tokenizer_file(dir),
+            format!(
+                "token {at} of the text is {}, wanted less than {vocab_size}, vocab_size of the model (the tokenizer of another model?)",
+                ids[at]
+            ),
+        )),
+    }
+}
+
+fn tokenizer_file(dir: &Path) -> String {
+    dir.join("tokenizer.json").display().to_string()
 }
 
 /// Where two token lists first differ, in a token or because one ends.

@@ -53,6 +53,11 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|e| tokenizer_error("token ids", e))
     }
 
+    /// How many tokens there are, special ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
     /// The token spelled `token`, special ones included.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

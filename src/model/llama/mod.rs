@@ -137,6 +137,55 @@ impl Llama {
         self.logits(&self.hidden_states(ids, cache, Some(observer))?, logits)
     }
 
+    /// The residual stream `[batch, seq, hidden]` before the first layer.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `ids` are not token ids `[batch, seq]`.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        ids_size(ids)?;
+        self.embedding.try_forward(ids)
+    }
+
+    /// Runs every layer by itself, behind what `cache` holds: layer `i` reads `streams[i]` `[batch, seq, hidden]`, whatever the layer
+    /// before it gave, and `observer` sees what it makes of that.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is not one stream a layer, or as [`Llama::forward`].
+    pub fn forward_apart(
+        &self,
+        streams: &[Tensor],
+        cache: &mut KvCache,
+        observer: Observer<'_>,
+    ) -> Result<()> {
+        let first = match streams.first() {
+            Some(first) if streams.len() == self.layers.len() && first.dim() == 3 => first,
+            _ => {
+                let message = format!(
+                    "are {}, wanted [batch, seq, hidden] for each of {}",
+                    streams.len(),
+                    self.layers.len()
+                );
+                return Err(Error::invalid("residual streams", message));
+            }
+        };
+        let (batch, seq) = (first.size()[0], first.size()[1]);
+        cache.check_room(batch, seq)?;
+        let step = Step::new(&self.rope, cache, seq, first.kind(), first.device())?;
+        for (i, (layer, stream)) in self.layers.iter().zip(streams).enumerate() {
+            observer(i, &layer.forward(stream, &step, cache)?);
+        }
+        cache.advance(seq);
+        Ok(())
+    }
+
+    /// The logits `[batch, seq, vocab]` of the residual stream `[batch, seq, hidden]` behind the last layer.
+    ///
+    /// # Errors
+    /// As [`Llama::forward`].
+    pub fn head(&self, stream: &Tensor) -> Result<Tensor> {
+        self.logits(stream, LogitsOf::All)
+    }
+
     /// Runs a prompt `ids` `[batch, seq]` of any length piece by piece, in bounded memory, and returns the
     /// logits of its last position, `[batch, 1, vocab]`.
     ///
