@@ -49,7 +49,7 @@ fn texts_that_are_empty_or_too_short_are_named() {
         ("", "calibration.txt: is empty, wanted a text of at least 2 tokens"),
         (
             "a short text",
-            "calibration.txt: has 12 tokens, wanted at least one window of 64 to calibrate with",
+            "calibration.txt: has 12 tokens, wanted at least one window of 64 (a longer text, or a window of 12)",
         ),
     ] {
         let error = calibrate(fixture.model(), &options(&fixture, text), &mut |_, _| ()).unwrap_err();

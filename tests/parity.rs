@@ -243,7 +243,7 @@ fn texts_that_cannot_be_scored_are_refused() {
     assert_eq!(with(b"ab\xFFc"), format!("{text}: is not UTF-8 at byte 2, wanted a text"));
     assert_eq!(
         with(&[b'a'; 49]),
-        format!("{text}: has 49 tokens, wanted at least one window of 50 (a longer text, or --window 49)")
+        format!("{text}: has 49 tokens, wanted at least one window of 50 (a longer text, or a window of 49)")
     );
     let by_default = failure(&dir, &dir, &Options::new(&pair.text)).to_string();
     assert!(by_default.contains("at least one window of 512"), "{by_default}");

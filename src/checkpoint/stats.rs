@@ -21,7 +21,13 @@ use crate::error::{Error, Result};
 pub use self::curve::bits_at_snr;
 
 /// The named choices of `compress`, from the most bits to the fewest. Whoever adds one adds it here, and nowhere else.
-const PRESETS: [(&str, Target); 2] = [("lossless", Target::Lossless), ("int8", Target::Int8)];
+const PRESETS: [(&str, Target); 5] = [
+    ("lossless", Target::Lossless),
+    ("near", Target::NEAR),
+    ("int8", Target::Int8),
+    ("balanced", Target::BALANCED),
+    ("small", Target::SMALL),
+];
 
 /// A model before compression.
 #[derive(Clone, Debug, Serialize)]

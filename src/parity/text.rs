@@ -63,7 +63,7 @@ fn check_length(tokens: usize, window: usize, subject: &str) -> Result<()> {
         )),
         tokens if tokens < window => Err(Error::invalid(
             subject,
-            format!("has {tokens} tokens, wanted at least one window of {window} (a longer text, or --window {tokens})"),
+            format!("has {tokens} tokens, wanted at least one window of {window} (a longer text, or a window of {tokens})"),
         )),
         _ => Ok(()),
     }
