@@ -22,11 +22,11 @@ pub struct CalibrationGain {
     pub gain: f64,
 }
 
-/// As [`compress`], with steps and rounding that follow what errors cost: `importance` by tensor path, from
-/// [`calibrate`](crate::calibration::calibrate).
+/// As [`compress`](super::compress()), with steps and rounding that follow what errors cost: `importance` by
+/// tensor path, from [`calibrate`](crate::calibration::calibrate).
 ///
 /// # Errors
-/// As [`compress`]; `InvalidArgument` for a target that is not a size, or a matrix without importance.
+/// As [`compress`](super::compress()); `InvalidArgument` for a target that is not a size, or a matrix without importance.
 pub fn compress_calibrated(
     dir: impl AsRef<Path>,
     out: impl AsRef<Path>,
