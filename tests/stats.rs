@@ -111,7 +111,7 @@ fn a_size_out_of_reach_is_said_to_be_so() {
     assert_eq!(report["unmet"][0]["choice"], "bits 2.5");
     let reason = report["unmet"][0]["reason"].as_str().unwrap();
     assert!(reason.contains("their steps give"), "{reason}");
-    assert_eq!(report["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(report["choices"].as_array().unwrap().len(), 5);
     let text = run(&["stats", &model, "--bits", "2.5"]).stdout;
     assert!(text.contains("cannot be met") && text.contains("30 dB"), "{text}");
     let svg = std::fs::read_to_string(chart).unwrap();
