@@ -227,13 +227,14 @@ fn stats_foretell_the_size() {
     assert!((lossless.bits_per_weight - bits).abs() < 0.03, "{} {bits}", lossless.bits_per_weight);
 }
 
-/// Every matrix of a million weights or more of the models that are there.
-fn large_matrices() -> Vec<(String, Tensor)> {
+/// Every matrix of a million weights or more of the models that are there, and whether all are.
+fn large_matrices() -> (Vec<(String, Tensor)>, bool) {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/models");
-    let mut matrices = Vec::new();
+    let (mut matrices, mut complete) = (Vec::new(), true);
     for name in ["stories15M", "SmolLM2-135M-Instruct", "whisper-base-matrices"] {
         if !models.join(name).join("model.safetensors").exists() {
-            eprintln!("SKIPPED: {name} is absent; scripts/fetch_*.sh make it");
+            eprintln!("SKIPPED: {name} is absent, so the median is not judged; scripts/fetch_*.sh make it");
+            complete = false;
             continue;
         }
         let reader = Reader::open(models.join(name)).unwrap();
@@ -245,13 +246,13 @@ fn large_matrices() -> Vec<(String, Tensor)> {
         matrices
             .extend(reader.names().filter(large).map(|path| (path.to_owned(), reader.read(path).unwrap())));
     }
-    matrices
+    (matrices, complete)
 }
 
 /// What docs/quality.md says of unquantized matrices: run with `--nocapture` to see the figures.
 #[test]
 fn large_matrices_come_close_to_the_entropy_of_their_exponents() {
-    let matrices = large_matrices();
+    let (matrices, complete) = large_matrices();
     for (kind, most_bits) in [(Kind::BFloat16, 10.75), (Kind::Half, 13.75)] {
         let stats_of = |(path, matrix): &(String, Tensor)| {
             let options = EncodeOptions { row_access: path.contains("embed"), ..EncodeOptions::default() };
@@ -265,6 +266,8 @@ fn large_matrices_come_close_to_the_entropy_of_their_exponents() {
         let Some(median) = bits.get(bits.len() / 2) else { continue };
         println!("{kind:?}: {} matrices, median {median:.3}, {:.3} to {:.3} bits a weight, at most {worst:.3} over",
             bits.len(), bits[0], bits[bits.len() - 1]);
-        assert!(*median <= most_bits && worst <= 0.15, "{kind:?}: median {median}, worst {worst} over");
+        assert!(worst <= 0.15, "{kind:?}: worst {worst} over");
+        // The embeddings of two small models alone are no median.
+        assert!(*median <= most_bits || !complete, "{kind:?}: median {median}");
     }
 }
