@@ -47,6 +47,16 @@ impl Target {
     pub const BALANCED: Self = Self::Bits(6.18);
     /// A third of the size of 16 bits, for a calibrated model: 5.18 bits.
     pub const SMALL: Self = Self::Bits(5.18);
+
+    /// Refuses a size that no steps give.
+    pub(super) fn check(self) -> Result<()> {
+        match self {
+            Self::Bits(bits) if !BUDGET_RANGE.contains(&bits) => {
+                Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl std::fmt::Display for Target {
@@ -174,11 +184,7 @@ pub(super) fn compress_from(
     importance: Option<&HashMap<String, Importance>>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<CompressReport> {
-    if let Target::Bits(bits) = options.target {
-        if !BUDGET_RANGE.contains(&bits) {
-            return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")));
-        }
-    }
+    options.target.check()?;
     refuse_compressed(reader)?;
     let selected = select(reader, &options.include, &options.exclude)?;
     let job = Job { reader, selected: &selected, options, importance };

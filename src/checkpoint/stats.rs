@@ -15,8 +15,8 @@ use self::tally::Tally;
 use super::compress::{CompressOptions, Progress, Target};
 use super::selection::select;
 use super::Reader;
-use crate::codec::{Matrix, BUDGET_RANGE};
-use crate::error::{Error, Result};
+use crate::codec::Matrix;
+use crate::error::Result;
 
 pub use self::curve::bits_at_snr;
 
@@ -119,10 +119,8 @@ pub fn stats(
 /// The presets, and the size that is asked for.
 fn choices(target: Target) -> Result<Vec<(String, Target)>> {
     let presets = PRESETS.iter().map(|(name, target)| ((*name).to_owned(), *target));
+    target.check()?;
     let asked = match target {
-        Target::Bits(bits) if !BUDGET_RANGE.contains(&bits) => {
-            return Err(Error::invalid("--bits", format!("{bits}, wanted 2.5 to 8.5 bits a weight")));
-        }
         Target::Bits(_) => Some((target.to_string(), target)),
         Target::Int8 | Target::Lossless => None,
     };

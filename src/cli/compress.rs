@@ -11,7 +11,7 @@ use codecllm::checkpoint::{self, CompressReport, Target};
 use codecllm::codec::Importance;
 use serde::Serialize;
 
-use super::model::{at_least_one, float};
+use super::model::{at_least_one, budget};
 use super::output::{bytes, decibels, pairs, Measured, Output};
 use super::selection::SelectionArgs;
 use super::steps::Steps;
@@ -172,8 +172,4 @@ fn bound(report: &CompressReport) -> String {
         (None, Some(bits)) => format!("entropy of the exponents, and all other bits {bits:.3}"),
         (None, None) => "nothing coded".to_owned(),
     }
-}
-
-fn budget(text: &str) -> Result<f64, String> {
-    float(text, |bits| (2.5..=8.5).contains(&bits), "2.5 to 8.5")
 }
