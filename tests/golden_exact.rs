@@ -1,5 +1,7 @@
 //! The golden of the exact layouts, read for ever, also by the decoder that was written from docs/format.md alone.
 
+mod stored_buffers;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +10,8 @@ use codecllm::codec::{
     decode_bits, decode_bits_reference, encode_exact, Buffers, EncodeOptions, Layout, Level, SourceDtype,
 };
 use safetensors::Dtype;
+
+use self::stored_buffers::stored_buffers;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -70,14 +74,7 @@ fn the_golden_decodes_to_its_bits_on_every_level() {
     let reader = Reader::open(golden_dir()).unwrap();
     let mut coded = 0;
     for (path, shape, layout, dtype, halves) in golden_matrices() {
-        let read = |name: &str| reader.read_bytes(&format!("{path}.{name}")).unwrap();
-        let buffers = Buffers {
-            header: read("header"),
-            scales: read("scales"),
-            tables: read("tables"),
-            tiles: read("tiles"),
-            payload: read("payload"),
-        };
+        let buffers = stored_buffers(&reader, path);
         let view = buffers.view(path).unwrap();
         assert_eq!([view.header.grid.rows(), view.header.grid.cols()], shape);
         assert_eq!((view.header.layout, view.header.dtype), (layout, dtype));
