@@ -3,10 +3,25 @@
 
 use std::path::Path;
 
+const SOURCES: [&str; 8] = [
+    "operators",
+    "parallel",
+    "storage",
+    "torchscript/boundary",
+    "torchscript/module",
+    "torchscript/patch",
+    "torchscript/survey",
+    "torchscript/uses",
+];
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=csrc/parallel.cpp");
-    println!("cargo:rerun-if-changed=csrc/parallel.h");
+    for path in ["boundary.h", "operators.h", "parallel.h", "storage.h", "torchscript"] {
+        println!("cargo:rerun-if-changed=csrc/{path}");
+    }
+    for stem in SOURCES {
+        println!("cargo:rerun-if-changed=csrc/{stem}.cpp");
+    }
     // Set by torch-sys, for its direct dependents only.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
         println!("cargo:warning=torch-sys named no libtorch folder: run scripts/setup.sh first");
@@ -25,7 +40,9 @@ fn main() {
         // Not ours to mend.
         .flag("-isystem")
         .flag(torch.join("include"))
-        .file("csrc/parallel.cpp")
+        .files(SOURCES.map(|stem| format!("csrc/{stem}.cpp")))
+        // A file that only registers operators is called by nobody: the linker would drop it.
+        .link_lib_modifier("+whole-archive")
         .compile("codecllm_csrc");
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");

@@ -16,6 +16,7 @@ pub mod quantize;
 pub mod rans;
 pub mod runtime;
 pub mod tile;
+pub mod torchscript;
 
 pub use error::{Error, ErrorKind, Result};
 

@@ -26,7 +26,7 @@ const SMALL_MODEL_LIMIT: f64 = 0.05;
 /// Weights.
 const SMALL_MODEL: u64 = 1_000_000;
 /// Times that everything is encoded.
-const BUDGET_ATTEMPTS: usize = 4;
+pub(super) const BUDGET_ATTEMPTS: usize = 4;
 
 /// What size or quality to aim for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +57,14 @@ impl Target {
             _ => Ok(()),
         }
     }
+
+    /// How far a model of so many weights may be from a size before it is encoded again, and after the last time.
+    pub(super) fn budget_tolerance(weights: u64) -> [f64; 2] {
+        match weights < SMALL_MODEL {
+            true => [SMALL_MODEL_LIMIT; 2],
+            false => [BUDGET_TOLERANCE, BUDGET_LIMIT],
+        }
+    }
 }
 
 impl std::fmt::Display for Target {
@@ -65,6 +73,39 @@ impl std::fmt::Display for Target {
             Self::Int8 => write!(f, "int8"),
             Self::Lossless => write!(f, "lossless"),
             Self::Bits(bits) => write!(f, "bits {bits}"),
+        }
+    }
+}
+
+/// A name that the command line has for a target, or `bits B`.
+///
+/// ```
+/// use codecllm::checkpoint::Target;
+/// assert_eq!("near".parse::<Target>()?, Target::NEAR);
+/// assert_eq!("bits 5.3".parse::<Target>()?, Target::Bits(5.3));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+impl std::str::FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let unknown = || {
+            Error::invalid(
+                "target",
+                format!("{text:?}, wanted int8, lossless, near, balanced, small or bits B"),
+            )
+        };
+        match text {
+            "int8" => Ok(Self::Int8),
+            "lossless" => Ok(Self::Lossless),
+            "near" => Ok(Self::NEAR),
+            "balanced" => Ok(Self::BALANCED),
+            "small" => Ok(Self::SMALL),
+            _ => {
+                let bits = text.strip_prefix("bits ").ok_or_else(unknown)?;
+                let target = Self::Bits(bits.trim().parse().map_err(|_| unknown())?);
+                target.check().map(|()| target)
+            }
         }
     }
 }
@@ -199,10 +240,7 @@ pub(super) fn compress_from(
     // Fail before the long work, not after.
     drop(Writer::create(out)?);
     let samples = job.samples(progress)?;
-    let [tolerance, limit] = match job.weights() < SMALL_MODEL {
-        true => [SMALL_MODEL_LIMIT; 2],
-        false => [BUDGET_TOLERANCE, BUDGET_LIMIT],
-    };
+    let [tolerance, limit] = Target::budget_tolerance(job.weights());
     let (mut aim, mut got) = (bits, bits);
     for attempt in 1..=BUDGET_ATTEMPTS {
         let exponent = solve_exponent(&samples, job.other_bytes(), job.weights() as usize, aim)?;
@@ -215,13 +253,17 @@ pub(super) fn compress_from(
         }
         aim += bits - got;
     }
-    Err(Error::invalid(
+    Err(missed_budget(bits, got, limit))
+}
+
+pub(super) fn missed_budget(bits: f64, got: f64, limit: f64) -> Error {
+    Error::invalid(
         "--bits",
         format!(
             "{bits} bits a weight were not met within {limit}, {got:.3} were (what is not compressed weighs too much, or \
              some weights are too large for a grid of 16 bits as fine as the others need)"
         ),
-    ))
+    )
 }
 
 fn measured<'a>(samples: &'a [RateSample], path: &str, exponent: f64) -> Result<Coding<'a>> {

@@ -9,6 +9,7 @@ mod container;
 mod decompress;
 mod header;
 mod inspect;
+mod matrices;
 mod reader;
 mod selection;
 mod stats;
@@ -22,7 +23,9 @@ pub use compress::{
 };
 pub use decompress::decompress;
 pub use inspect::{inspect, InspectReport, InspectTensor};
+pub(crate) use matrices::{compress_matrices, MatrixToCompress};
 pub use reader::{Reader, TensorInfo};
+pub(crate) use selection::PathFilter;
 pub use stats::{bits_at_snr, stats, CurvePoint, StatsReport, StatsTensor, UnmetChoice};
 pub use verify::{verify, VerifyReport};
 pub use weights::{CheckpointWeights, WeightSource};

@@ -20,14 +20,38 @@ pub(super) fn select(reader: &Reader, include: &[String], exclude: &[String]) ->
         .names()
         .filter(|name| reader.info(name).is_some_and(|info| can_compress(name, info)))
         .collect();
-    let included = glob_set("--include", include, &candidates)?;
-    let excluded = glob_set("--exclude", exclude, &candidates)?;
+    let filter = PathFilter::new(include, exclude, &candidates)?;
     Ok(candidates
         .into_iter()
-        .filter(|name| include.is_empty() || included.is_match(name))
-        .filter(|name| !excluded.is_match(name))
+        .filter(|name| filter.includes(name) && !filter.excludes(name))
         .map(str::to_owned)
         .collect())
+}
+
+/// Globs over full tensor paths.
+pub(crate) struct PathFilter {
+    /// None: everything.
+    included: Option<GlobSet>,
+    excluded: GlobSet,
+}
+
+impl PathFilter {
+    /// Errors for a pattern that is not a glob or matches none of `candidates`: it would be a typing error otherwise unnoticed.
+    pub(crate) fn new(include: &[String], exclude: &[String], candidates: &[&str]) -> Result<Self> {
+        let included = glob_set("--include", include, candidates)?;
+        let excluded = glob_set("--exclude", exclude, candidates)?;
+        Ok(Self { included: (!include.is_empty()).then_some(included), excluded })
+    }
+
+    /// Whether everything, or a pattern that `path` matches, is included.
+    pub(crate) fn includes(&self, path: &str) -> bool {
+        self.included.as_ref().is_none_or(|included| included.is_match(path))
+    }
+
+    /// Whether `path` matches a pattern that is excluded.
+    pub(crate) fn excludes(&self, path: &str) -> bool {
+        self.excluded.is_match(path)
+    }
 }
 
 fn can_compress(name: &str, info: &TensorInfo) -> bool {

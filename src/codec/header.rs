@@ -30,6 +30,17 @@ pub enum Layout {
     ExactFp16,
 }
 
+/// Its name in reports.
+impl std::str::FromStr for Layout {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let wanted =
+            || Error::invalid("layout", format!("{name:?}, wanted {}", Self::ALL.map(Self::name).join(", ")));
+        Self::ALL.into_iter().find(|layout| layout.name() == name).ok_or_else(wanted)
+    }
+}
+
 impl Layout {
     /// All layouts, by their code in a header.
     pub const ALL: [Self; 4] = [Self::Fast, Self::Small, Self::ExactBf16, Self::ExactFp16];

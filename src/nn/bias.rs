@@ -1,8 +1,9 @@
-//! A bias as bytes, so that no change of dtype of the VarStore can round it.
+//! The bias of a compressed layer: in a VarStore as bytes, so that no change of its dtype can round it; for an operator the tensor
+//! that it was given.
 //!
-//! The buffer is: XXH3-64 of the rest (8 bytes), dtype code (1), zeros (7), the elements in their own dtype.
+//! The bytes are: XXH3-64 of the rest (8 bytes), dtype code (1), zeros (7), the elements in their own dtype.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tch::{Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
@@ -14,26 +15,35 @@ use crate::ops::transformer::Launcher;
 
 const PREFIX_BYTES: usize = 16;
 
-/// A registered bias buffer.
+/// The bias of a compressed layer.
 #[derive(Debug)]
 pub(crate) struct Bias {
     path: String,
-    /// The lock guards turning the buffer back into bytes.
-    state: RwLock<State>,
+    /// The registered tensor.
+    registered: Tensor,
+    form: Form,
+    /// What it was read from, and the bias on its device. The lock also guards turning the buffer back into bytes.
+    prepared: Arc<PreparedBias>,
     len: usize,
 }
 
-#[derive(Debug)]
-struct State {
-    /// The registered buffer.
-    bytes: Tensor,
-    /// The buffer it was read from, and the bias on its device.
-    prepared: Option<(BufferVersion, InEveryDtype)>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Bytes, as [`Bias::byte_vec`] makes them.
+    Bytes,
+    /// An ordinary float tensor, which a change of dtype may round.
+    Floats,
 }
+
+/// What was last read. An operator's calls share one.
+pub(crate) type PreparedBias = RwLock<Option<(BufferVersion, InEveryDtype)>>;
 
 /// The bias in FP32, FP16 and BF16, so that no forward has to convert it.
 #[derive(Debug)]
-struct InEveryDtype([Tensor; 3]);
+pub(crate) struct InEveryDtype([Tensor; 3]);
+
+// SAFETY: the tensors are only read and handed out as further handles, see `CompressedWeight`.
+unsafe impl Sync for InEveryDtype {}
 
 impl InEveryDtype {
     fn of(bias: &Tensor, path: &str) -> Result<Self> {
@@ -58,8 +68,14 @@ unsafe impl Sync for Bias {}
 impl Bias {
     /// Wraps the registered buffer `bytes` of a layer with `len` outputs and checks it.
     pub fn new(path: String, bytes: Tensor, len: usize) -> Result<Self> {
-        let bias = Self { path, state: RwLock::new(State { bytes, prepared: None }), len };
+        let bias = Self { path, registered: bytes, form: Form::Bytes, prepared: Arc::default(), len };
         bias.tensor(Kind::Float).map(|_| bias)
+    }
+
+    /// An ordinary tensor `[len]` that is registered somewhere else.
+    pub fn of_floats(path: String, floats: Tensor, prepared: Arc<PreparedBias>) -> Self {
+        let len = floats.numel();
+        Self { path, registered: floats, form: Form::Floats, prepared, len }
     }
 
     /// The buffer of a float bias `[out_features]`.
@@ -100,46 +116,58 @@ impl Bias {
         Tensor::f_from_data_size(elements, &[count], dtype.kind()).about(path)
     }
 
-    /// Bytes of the buffer.
+    /// Bytes of the registered tensor.
     pub fn bytes(&self) -> usize {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).bytes.numel()
+        let _readers = self.prepared.read().unwrap_or_else(PoisonError::into_inner);
+        self.registered.numel() * self.registered.kind().elt_size_in_bytes()
     }
 
-    /// Changes when the buffer is another or has been written to.
+    /// Changes when the registered tensor is another or has been written to.
     pub fn version(&self) -> Result<BufferVersion> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        BufferVersion::of(&state.bytes, &self.path)
+        let _readers = self.prepared.read().unwrap_or_else(PoisonError::into_inner);
+        BufferVersion::of(&self.registered, &self.path)
     }
 
-    /// The bias `[out_features]` as `kind` (FP32, FP16 or BF16) on the device of its buffer: read from the bytes once and again
-    /// only where they have changed.
+    /// The bias `[out_features]` as `kind` (FP32, FP16 or BF16) on the device where it is registered: read once and again only
+    /// where it has changed.
     pub fn tensor(&self, kind: Kind) -> Result<Tensor> {
         {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let version = BufferVersion::of(&state.bytes, &self.path)?;
-            if let Some((_, bias)) = state.prepared.as_ref().filter(|(seen, _)| *seen == version) {
+            let prepared = self.prepared.read().unwrap_or_else(PoisonError::into_inner);
+            let version = BufferVersion::of(&self.registered, &self.path)?;
+            if let Some((_, bias)) = prepared.as_ref().filter(|(seen, _)| *seen == version) {
                 return Ok(bias.tensor(kind));
             }
         }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        restore_bytes(&state.bytes, &self.path)?;
-        let bias = Self::from_bytes(&self.path, &raw_bytes(&state.bytes, &self.path)?)?;
+        let mut prepared = self.prepared.write().unwrap_or_else(PoisonError::into_inner);
+        let bias = self.read()?;
+        let version = BufferVersion::of(&self.registered, &self.path)?;
+        let every = InEveryDtype::of(&bias, &self.path)?;
+        if bias.device().is_cuda() {
+            // Other streams will read it, which know nothing of this one's copies.
+            let launcher = Launcher::on(bias.device())?;
+            launcher.device.synchronize(launcher.stream)?;
+        }
+        let tensor = every.tensor(kind);
+        *prepared = Some((version, every));
+        Ok(tensor)
+    }
+
+    /// The bias in its own dtype, on its device. The caller holds the write lock.
+    fn read(&self) -> Result<Tensor> {
+        let bias = match self.form {
+            Form::Floats => self.registered.f_detach().about(&self.path)?,
+            Form::Bytes => {
+                restore_bytes(&self.registered, &self.path)?;
+                let bias = Self::from_bytes(&self.path, &raw_bytes(&self.registered, &self.path)?)?;
+                bias.f_to_device(self.registered.device()).about(&self.path)?
+            }
+        };
         if bias.size() != [self.len as i64] {
             return Err(Error::corrupt(
                 &*self.path,
                 format!("bias has {} elements, the layer {} outputs", bias.numel(), self.len),
             ));
         }
-        let version = BufferVersion::of(&state.bytes, &self.path)?;
-        let bias = bias.f_to_device(state.bytes.device()).about(&self.path)?;
-        let prepared = InEveryDtype::of(&bias, &self.path)?;
-        if bias.device().is_cuda() {
-            // Other streams will read it, which know nothing of this one's copies.
-            let launcher = Launcher::on(bias.device())?;
-            launcher.device.synchronize(launcher.stream)?;
-        }
-        let tensor = prepared.tensor(kind);
-        state.prepared = Some((version, prepared));
-        Ok(tensor)
+        Ok(bias)
     }
 }

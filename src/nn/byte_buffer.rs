@@ -15,11 +15,12 @@ pub(crate) struct BufferVersion {
 impl BufferVersion {
     /// The version of `buffer` now. `subject` is its path.
     pub(crate) fn of(buffer: &Tensor, subject: &str) -> Result<Self> {
-        Ok(Self {
-            kind: buffer.kind(),
-            address: buffer.data_ptr() as usize,
-            version: buffer.f_internal_version().about(subject)?,
-        })
+        // Tensors made in Python's inference mode count no versions.
+        let version = match buffer.f_is_inference().about(subject)? {
+            true => 0,
+            false => buffer.f_internal_version().about(subject)?,
+        };
+        Ok(Self { kind: buffer.kind(), address: buffer.data_ptr() as usize, version })
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct CompressedWeight {
     buffers: [Tensor; 5],
     /// `None` until the buffers were first read.
     shape: Option<[usize; 2]>,
-    prepared: RwLock<Option<Arc<Prepared>>>,
+    prepared: Arc<PreparedSlot>,
     counting: AtomicBool,
     decodes: AtomicU64,
     nanoseconds: AtomicU64,
@@ -45,6 +45,9 @@ pub(crate) struct CompressedWeight {
 // the VarStore (load, set_kind, set_device) while another thread is in a forward is as wrong here as for any tch module:
 // `VarStore`'s methods for it take `&mut self`.
 unsafe impl Sync for CompressedWeight {}
+
+/// What was last prepared. An operator's calls share one, since each comes with handles of its own to the buffers.
+pub(crate) type PreparedSlot = RwLock<Option<Arc<Prepared>>>;
 
 /// What is made of the buffers once, and the buffers it was made of.
 #[derive(Debug)]
@@ -96,26 +99,34 @@ impl CompressedWeight {
         }
         let registered =
             BUFFER_NAMES.iter().zip(moved).map(|(name, buffer)| path.add(name, buffer, false)).collect();
-        let buffers = five(registered)?;
-        let mut weight = Self {
+        let mut weight = Self::unread(tensor_path, five(registered)?, Arc::default());
+        let Some(checked) = checked else { return weight.read() };
+        let shape = checked.shape();
+        let prepared = Prepared { versions: weight.versions()?, form: weight.on_device(checked)? };
+        weight.prepared = Arc::new(RwLock::new(Some(Arc::new(prepared))));
+        Ok(Self { shape: Some(shape), ..weight })
+    }
+
+    /// Handles to buffers that are registered somewhere else, checked where `prepared` is not of them as they are now.
+    pub fn of_buffers(tensor_path: &str, buffers: [Tensor; 5], prepared: Arc<PreparedSlot>) -> Result<Self> {
+        Self::unread(tensor_path.to_owned(), buffers, prepared).read()
+    }
+
+    fn unread(tensor_path: String, buffers: [Tensor; 5], prepared: Arc<PreparedSlot>) -> Self {
+        Self {
             tensor_path,
             buffers,
             shape: None,
-            prepared: RwLock::new(None),
+            prepared,
             counting: AtomicBool::new(false),
             decodes: AtomicU64::new(0),
             nanoseconds: AtomicU64::new(0),
-        };
-        let shape = match checked {
-            Some(checked) => {
-                let shape = checked.shape();
-                let prepared = Prepared { versions: weight.versions()?, form: weight.on_device(checked)? };
-                weight.prepared = RwLock::new(Some(Arc::new(prepared)));
-                shape
-            }
-            None => weight.prepared()?.shape(&weight)?,
-        };
-        Ok(Self { shape: Some(shape), ..weight })
+        }
+    }
+
+    fn read(self) -> Result<Self> {
+        let shape = self.prepared()?.shape(&self)?;
+        Ok(Self { shape: Some(shape), ..self })
     }
 
     /// The buffers of `compressed` as byte tensors.
@@ -290,7 +301,7 @@ impl Prepared {
     }
 }
 
-fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
+pub(super) fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
     <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
 }
 

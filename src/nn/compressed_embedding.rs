@@ -34,6 +34,13 @@ pub struct CompressedEmbedding {
     kind: Kind,
 }
 
+fn check_kind(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::Float | Kind::Half | Kind::BFloat16 => Ok(()),
+        other => Err(Error::invalid("--dtype", format!("{other:?}, wanted Float, Half or BFloat16"))),
+    }
+}
+
 impl CompressedEmbedding {
     /// Registers `weight` as buffers under `path`; rows come out as `kind` (FP32, FP16 or BF16).
     pub fn new(path: &nn::Path, weight: &CompressedTensor, kind: Kind) -> Result<Self> {
@@ -42,10 +49,12 @@ impl CompressedEmbedding {
 
     /// Registers byte tensors read from a container.
     pub fn from_tensors(path: &nn::Path, buffers: [Tensor; 5], kind: Kind) -> Result<Self> {
-        if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16) {
-            return Err(Error::invalid("--dtype", format!("{kind:?}, wanted Float, Half or BFloat16")));
-        }
-        let weight = CompressedWeight::register(&(path / "weight"), buffers)?;
+        check_kind(kind)?;
+        Self::of_weight(CompressedWeight::register(&(path / "weight"), buffers)?, kind)
+    }
+
+    pub(super) fn of_weight(weight: CompressedWeight, kind: Kind) -> Result<Self> {
+        check_kind(kind)?;
         Ok(Self { weight: Arc::new(weight), kind })
     }
 

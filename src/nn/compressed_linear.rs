@@ -31,7 +31,7 @@ pub fn default_fused_rows(kind: Kind) -> usize {
 }
 
 /// Stands for [`default_fused_rows`].
-const BY_DTYPE: usize = usize::MAX - 1;
+pub(super) const BY_DTYPE: usize = usize::MAX - 1;
 
 /// Most bytes of a scratch buffer: a wider weight is decoded and multiplied in stripes of rows.
 const SCRATCH_BYTES: usize = 32 << 20;
@@ -90,7 +90,7 @@ impl CompressedLinear {
         Self::with(weight, None)
     }
 
-    fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
+    pub(super) fn with(weight: Arc<CompressedWeight>, bias: Option<Arc<Bias>>) -> Self {
         Self { weight, bias, fused_rows: Arc::new(AtomicUsize::new(BY_DTYPE)) }
     }
 

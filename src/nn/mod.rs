@@ -9,6 +9,7 @@ mod compressed_linear;
 mod cuda_tests;
 mod dense;
 mod merged_linear;
+mod operator;
 mod recorder;
 mod switch_over;
 
@@ -19,11 +20,12 @@ pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
 pub use dense::{DenseEmbedding, DenseLinear};
 pub use merged_linear::MergedLinear;
+pub use operator::set_operator_fused_rows;
 pub(crate) use recorder::{Passage, Recorder};
 
 use tch::Tensor;
 
-use crate::codec::Layout;
+use crate::codec::{Buffers, Layout};
 use crate::error::{Error, Result};
 
 /// A linear layer, `y = x W^T + bias`, with its weight dense or compressed.
@@ -99,6 +101,11 @@ impl Linear {
             Self::Compressed(linear) => linear.weight_bytes(),
         }
     }
+}
+
+/// Compressed buffers as byte tensors, in the order of [`crate::codec::BUFFER_NAMES`].
+pub(crate) fn buffer_tensors(buffers: &Buffers) -> Result<[Tensor; 5]> {
+    compressed::CompressedWeight::tensors(buffers)
 }
 
 /// Refuses an output of another shape than `[rows of x, out_features]`, or elsewhere than `x`: libtorch would resize it, and where it

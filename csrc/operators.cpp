@@ -1,0 +1,174 @@
+// Registers codecllm::linear, codecllm::embedding and codecllm::compress with libtorch: what a patched TorchScript module and the
+// Python package call.
+#include "operators.h"
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+// Throws what Rust reported.
+void check(char* message) {
+  if (message == nullptr) {
+    return;
+  }
+  std::string text = message;
+  codecllm_free_message(message);
+  TORCH_CHECK(false, text);
+}
+
+Tensor take(Tensor* owned) {
+  std::unique_ptr<Tensor> tensor(owned);
+  return std::move(*tensor);
+}
+
+Tensor linear(
+    const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
+    const Tensor& payload, const Tensor&, const optional<Tensor>& bias, c10::string_view path) {
+  const std::array<const Tensor*, 5> buffers = {&header, &scales, &tables, &tiles, &payload};
+  const bool has_bias = bias.has_value() && bias->defined();
+  Tensor* out = nullptr;
+  check(codecllm_linear(std::string(path).c_str(), &x, buffers.data(), has_bias ? &*bias : nullptr, &out));
+  return take(out);
+}
+
+Tensor embedding(
+    const Tensor& ids, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
+    const Tensor& payload, const Tensor& like, c10::string_view path) {
+  const std::array<const Tensor*, 5> buffers = {&header, &scales, &tables, &tiles, &payload};
+  Tensor* out = nullptr;
+  check(codecllm_embedding(std::string(path).c_str(), &ids, buffers.data(), &like, &out));
+  return take(out);
+}
+
+std::vector<Tensor> compress(
+    c10::List<Tensor> weights, c10::List<std::string> paths, c10::List<bool> row_access, c10::string_view target,
+    c10::string_view layout) {
+  TORCH_CHECK(
+      weights.size() == paths.size() && weights.size() == row_access.size(),
+      "codecllm::compress: ", weights.size(), " weights, ", paths.size(), " paths and ", row_access.size(),
+      " choices of row access, wanted as many of each");
+  const std::vector<Tensor> tensors(weights.begin(), weights.end());
+  const std::vector<std::string> names(paths.begin(), paths.end());
+  std::vector<const Tensor*> pointers;
+  std::vector<const char*> texts;
+  const std::unique_ptr<bool[]> by_row(new bool[tensors.size()]);
+  for (std::size_t index = 0; index < tensors.size(); ++index) {
+    pointers.push_back(&tensors[index]);
+    texts.push_back(names[index].c_str());
+    by_row[index] = row_access.get(index);
+  }
+  std::vector<Tensor*> out(5 * tensors.size(), nullptr);
+  check(codecllm_compress(
+      tensors.size(), pointers.data(), texts.data(), by_row.get(), std::string(target).c_str(),
+      std::string(layout).c_str(), out.data()));
+  std::vector<Tensor> buffers;
+  for (Tensor* owned : out) {
+    buffers.push_back(take(owned));
+  }
+  return buffers;
+}
+
+// What a tracer sees. `like` is an empty tensor [rows, 0, columns] in the dtype of the weight that it stands for: the bytes of the
+// header are not there to be read.
+std::vector<c10::SymInt> with_last(const Tensor& x, std::size_t kept, const c10::SymInt& last) {
+  const auto sizes = x.sym_sizes();
+  std::vector<c10::SymInt> out(sizes.begin(), sizes.begin() + static_cast<std::ptrdiff_t>(kept));
+  out.push_back(last);
+  return out;
+}
+
+void check_like(const Tensor& like, c10::string_view path) {
+  TORCH_CHECK(
+      like.dim() == 3 && like.sym_size(1) == 0, "codecllm: ", path, ": like has shape ", like.sym_sizes(),
+      ", wanted [rows, 0, columns]");
+}
+
+Tensor linear_on_meta(
+    const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor& like,
+    const optional<Tensor>&, c10::string_view path) {
+  check_like(like, path);
+  TORCH_CHECK(
+      x.dim() > 0 && x.sym_size(-1) == like.sym_size(2), "codecllm::linear: ", path, ": input has shape ", x.sym_sizes(),
+      ", wanted [..., ", like.sym_size(2), "]");
+  return x.new_empty_symint(with_last(x, static_cast<std::size_t>(x.dim()) - 1, like.sym_size(0)));
+}
+
+Tensor embedding_on_meta(
+    const Tensor& ids, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor& like,
+    c10::string_view path) {
+  check_like(like, path);
+  return like.new_empty_symint(with_last(ids, static_cast<std::size_t>(ids.dim()), like.sym_size(2)));
+}
+
+constexpr const char* NO_GRADIENT =
+    ": no gradient flows through a compressed weight (run the model under torch.no_grad(), or train before it is patched)";
+
+// Forward as it is; backward refuses.
+struct LinearFunction : torch::autograd::Function<LinearFunction> {
+  static Tensor forward(
+      torch::autograd::AutogradContext*, const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables,
+      const Tensor& tiles, const Tensor& payload, const Tensor& like, const optional<Tensor>& bias,
+      std::string path) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("codecllm::linear", "").typed<decltype(linear)>();
+    return op.call(x, header, scales, tables, tiles, payload, like, bias, path);
+  }
+  static torch::autograd::variable_list backward(
+      torch::autograd::AutogradContext*, const torch::autograd::variable_list&) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "codecllm::linear", NO_GRADIENT);
+  }
+};
+
+Tensor linear_with_autograd(
+    const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
+    const Tensor& payload, const Tensor& like, const optional<Tensor>& bias, c10::string_view path) {
+  const bool bias_learns = bias.has_value() && bias->defined() && bias->requires_grad();
+  if (at::GradMode::is_enabled() && (x.requires_grad() || bias_learns)) {
+    return LinearFunction::apply(x, header, scales, tables, tiles, payload, like, bias, std::string(path));
+  }
+  return LinearFunction::forward(nullptr, x, header, scales, tables, tiles, payload, like, bias, std::string(path));
+}
+
+constexpr const char* SCHEMAS[] = {
+    "linear(Tensor x, Tensor header, Tensor scales, Tensor tables, Tensor tiles, Tensor payload, Tensor like, "
+    "Tensor? bias=None, str path='weight') -> Tensor",
+    "embedding(Tensor ids, Tensor header, Tensor scales, Tensor tables, Tensor tiles, Tensor payload, Tensor like, "
+    "str path='weight') -> Tensor",
+    "compress(Tensor[] weights, str[] paths, bool[] row_access, str target='int8', str layout='fast') -> Tensor[]",
+};
+
+// Lives as long as the process.
+torch::Library* library = nullptr;
+
+} // namespace
+
+// Runs when the binary or shared library that holds this file is loaded. Not TORCH_LIBRARY: where a program that contains this
+// crate also loads the shared library, the second registration would end the process.
+__attribute__((constructor)) static void codecllm_register_operators() {
+  if (c10::Dispatcher::singleton().findSchema({"codecllm::linear", ""}).has_value()) {
+    return;
+  }
+  library = new torch::Library(torch::Library::DEF, "codecllm", std::nullopt, __FILE__, __LINE__);
+  for (const char* schema : SCHEMAS) {
+    library->def(schema, {at::Tag::pt2_compliant_tag});
+  }
+  for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA}) {
+    library->impl("linear", torch::dispatch(key, TORCH_FN(linear)));
+    library->impl("embedding", torch::dispatch(key, TORCH_FN(embedding)));
+  }
+  library->impl("linear", torch::dispatch(c10::DispatchKey::Meta, TORCH_FN(linear_on_meta)));
+  library->impl("embedding", torch::dispatch(c10::DispatchKey::Meta, TORCH_FN(embedding_on_meta)));
+  library->impl("compress", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(compress)));
+  library->impl("linear", torch::dispatch(c10::DispatchKey::Autograd, TORCH_FN(linear_with_autograd)));
+}

@@ -1,0 +1,26 @@
+// The operators' work, done in Rust (src/nn/operator.rs). Every function returns null, or a message that
+// codecllm_free_message frees. Tensors are borrowed for the call; what `out` receives is the caller's to delete.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+extern "C" {
+
+// `buffers`: header, scales, tables, tiles, payload. `bias` may be null.
+char* codecllm_linear(
+    const char* path, const at::Tensor* x, const at::Tensor* const* buffers, const at::Tensor* bias, at::Tensor** out);
+
+// Rows in the dtype of `like`.
+char* codecllm_embedding(
+    const char* path, const at::Tensor* ids, const at::Tensor* const* buffers, const at::Tensor* like, at::Tensor** out);
+
+// Five buffers for each of `count` matrices into `out`, which has room for them.
+char* codecllm_compress(
+    std::size_t count, const at::Tensor* const* weights, const char* const* paths, const bool* row_access,
+    const char* target, const char* layout, at::Tensor** out);
+
+void codecllm_free_message(char* message);
+
+}

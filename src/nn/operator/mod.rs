@@ -1,0 +1,199 @@
+//! The work of the operators `codecllm::linear`, `codecllm::embedding` and `codecllm::compress`, which csrc/operators.cpp registers with
+//! libtorch: the same layers as in Rust, on buffers that belong to somebody else.
+
+mod prepared;
+mod storage;
+
+use std::ffi::{c_char, CStr, CString};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::bias::Bias;
+use super::compressed::CompressedWeight;
+use super::{CompressedEmbedding, CompressedLinear};
+use crate::checkpoint::{compress_matrices, MatrixToCompress, Target};
+use crate::codec::Layout;
+use crate::error::{Error, ErrorKind, Result, TorchContext};
+
+/// Of the environment: as [`set_operator_fused_rows`], for programs that are not Rust.
+const FUSED_ROWS: &str = "CODECLLM_FUSED_ROWS";
+
+/// [`CompressedLinear::set_fused_rows`] for every call of the operator `codecllm::linear` in this process: 0 forces scratch, so that a
+/// lossless model gives the dense one's result bit for bit. None: what the environment's `CODECLLM_FUSED_ROWS` says, or the default.
+pub fn set_operator_fused_rows(rows: Option<usize>) {
+    fused_rows().store(rows.unwrap_or_else(rows_of_environment), Ordering::Relaxed);
+}
+
+fn fused_rows() -> &'static AtomicUsize {
+    static ROWS: OnceLock<AtomicUsize> = OnceLock::new();
+    ROWS.get_or_init(|| AtomicUsize::new(rows_of_environment()))
+}
+
+fn rows_of_environment() -> usize {
+    std::env::var(FUSED_ROWS)
+        .ok()
+        .and_then(|rows| rows.parse().ok())
+        .unwrap_or(super::compressed_linear::BY_DTYPE)
+}
+
+/// # Safety
+/// Pointers as csrc/operators.h says: alive for the call, `out` writable, and `bias` null or a tensor.
+#[no_mangle]
+unsafe extern "C" fn codecllm_linear(
+    path: *const c_char,
+    x: *const C_tensor,
+    buffers: *const *const C_tensor,
+    bias: *const C_tensor,
+    out: *mut *mut C_tensor,
+) -> *mut c_char {
+    guarded(|| {
+        // SAFETY: the caller's.
+        let (path, x, buffers) = unsafe { (text(path), borrow(x), five(buffers)) };
+        // SAFETY: the caller's.
+        let bias = (!bias.is_null()).then(|| unsafe { borrow(bias) });
+        let y = linear(path, &x, buffers, bias)?;
+        // SAFETY: the caller's.
+        unsafe { *out = give(y) };
+        Ok(())
+    })
+}
+
+fn linear(path: &str, x: &Tensor, buffers: [Tensor; 5], bias: Option<Tensor>) -> Result<Tensor> {
+    let slots = prepared::slots_of(&buffers);
+    let weight = CompressedWeight::of_buffers(path, buffers, slots.weight)?;
+    let outputs = weight.shape()[0] as i64;
+    // What `addmm` takes beside a bias [out_features] is added afterwards.
+    let (bias, other) = match bias {
+        Some(bias) if bias.size() == [outputs] => (Some(bias), None),
+        other => (None, other),
+    };
+    let bias =
+        bias.map(|floats| Arc::new(Bias::of_floats(path.replace("weight", "bias"), floats, slots.bias)));
+    let layer = CompressedLinear::with(Arc::new(weight), bias);
+    layer.set_fused_rows(fused_rows().load(Ordering::Relaxed));
+    let y = layer.try_forward(x)?;
+    match other {
+        None => Ok(y),
+        Some(other) => tch::no_grad(|| y.f_add(&other)).about(path),
+    }
+}
+
+/// # Safety
+/// Pointers as csrc/operators.h says: alive for the call, and `out` writable.
+#[no_mangle]
+unsafe extern "C" fn codecllm_embedding(
+    path: *const c_char,
+    ids: *const C_tensor,
+    buffers: *const *const C_tensor,
+    like: *const C_tensor,
+    out: *mut *mut C_tensor,
+) -> *mut c_char {
+    guarded(|| {
+        // SAFETY: the caller's.
+        let (path, ids, buffers, like) = unsafe { (text(path), borrow(ids), five(buffers), borrow(like)) };
+        let slots = prepared::slots_of(&buffers);
+        let weight = CompressedWeight::of_buffers(path, buffers, slots.weight)?;
+        // As libtorch's own, which takes 32-bit ids too.
+        let ids = ids.f_to_kind(tch::Kind::Int64).about(path)?;
+        let rows = CompressedEmbedding::of_weight(weight, like.kind())?.try_forward(&ids)?;
+        // SAFETY: the caller's.
+        unsafe { *out = give(rows) };
+        Ok(())
+    })
+}
+
+/// # Safety
+/// Pointers as csrc/operators.h says: `count` tensors, texts and choices, alive for the call, and `out` with room for five tensors
+/// for each.
+#[no_mangle]
+unsafe extern "C" fn codecllm_compress(
+    count: usize,
+    weights: *const *const C_tensor,
+    paths: *const *const c_char,
+    row_access: *const bool,
+    target: *const c_char,
+    layout: *const c_char,
+    out: *mut *mut C_tensor,
+) -> *mut c_char {
+    guarded(|| {
+        // SAFETY: the caller's.
+        let (target, layout) = unsafe { (text(target), text(layout)) };
+        // SAFETY: the caller's.
+        let weights: Vec<Tensor> = (0..count).map(|index| unsafe { borrow(*weights.add(index)) }).collect();
+        let matrices: Vec<MatrixToCompress<'_>> = weights
+            .iter()
+            .enumerate()
+            // SAFETY: the caller's.
+            .map(|(index, weight)| unsafe {
+                MatrixToCompress { path: text(*paths.add(index)), weight, row_access: *row_access.add(index) }
+            })
+            .collect();
+        let outcomes = compress_matrices(&matrices, target.parse::<Target>()?, layout.parse::<Layout>()?)?;
+        let mut tensors = Vec::with_capacity(5 * count);
+        for (matrix, outcome) in matrices.iter().zip(outcomes) {
+            let compressed = outcome.map_err(|reason| Error::unsupported(matrix.path, reason))?;
+            tensors.extend(CompressedWeight::tensors(compressed.buffers())?);
+        }
+        for (index, tensor) in tensors.into_iter().enumerate() {
+            // SAFETY: the caller's: five a matrix.
+            unsafe { *out.add(index) = give(tensor) };
+        }
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `message` came from a function above, and is not used after this.
+#[no_mangle]
+unsafe extern "C" fn codecllm_free_message(message: *mut c_char) {
+    // SAFETY: the caller's: made by `CString::into_raw` in `guarded`.
+    drop(unsafe { CString::from_raw(message) });
+}
+
+/// Runs `work`; null, or what went wrong. Nothing unwinds into C++.
+fn guarded(work: impl FnOnce() -> Result<()>) -> *mut c_char {
+    let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Corrupt, "codecllm", "a thread panicked in an operator"))
+    });
+    match outcome {
+        Ok(()) => std::ptr::null_mut(),
+        Err(error) => {
+            let message = format!("codecllm: {error}").replace('\0', " ");
+            CString::new(message).unwrap_or_default().into_raw()
+        }
+    }
+}
+
+/// # Safety
+/// A terminated text that lives for `'a`.
+unsafe fn text<'a>(text: *const c_char) -> &'a str {
+    // SAFETY: the caller's.
+    unsafe { CStr::from_ptr(text) }.to_str().unwrap_or("weight")
+}
+
+/// Another handle to a tensor.
+///
+/// # Safety
+/// A tensor that is alive.
+unsafe fn borrow(tensor: *const C_tensor) -> Tensor {
+    // SAFETY: the caller's.
+    unsafe { Tensor::clone_from_ptr(tensor.cast_mut()) }
+}
+
+/// # Safety
+/// Five tensors that are alive.
+unsafe fn five(tensors: *const *const C_tensor) -> [Tensor; 5] {
+    // SAFETY: the caller's.
+    std::array::from_fn(|index| unsafe { borrow(*tensors.add(index)) })
+}
+
+/// The handle itself, for C++ to delete.
+fn give(mut tensor: Tensor) -> *mut C_tensor {
+    let pointer = tensor.as_mut_ptr();
+    std::mem::forget(tensor);
+    pointer
+}
