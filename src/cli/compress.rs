@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{bail, Result};
-use clap::ValueEnum;
 use codecllm::calibration::{self, calibrate};
 use codecllm::checkpoint::{self, CompressReport, Target};
 use codecllm::codec::Importance;
@@ -13,7 +12,7 @@ use serde::Serialize;
 
 use super::model::{at_least_one, budget};
 use super::output::{bytes, decibels, pairs, Measured, Output};
-use super::selection::SelectionArgs;
+use super::selection::{Preset, SelectionArgs};
 use super::steps::Steps;
 
 const EXAMPLES: &str = "\
@@ -52,32 +51,6 @@ pub(crate) struct Args {
     selection: SelectionArgs,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Preset {
-    /// One step per output row, its largest magnitude over 127
-    Int8,
-    /// Every weight bit for bit: BF16, FP16, and FP32 where a whole tensor is exactly BF16 or FP16
-    Lossless,
-    /// At most 7.4 bits a weight: no measurable loss
-    Near,
-    /// At most 6.2 bits a weight: a loss that a benchmark shows
-    Balanced,
-    /// At most 5.2 bits a weight, meant for --calibrate
-    Small,
-}
-
-impl Preset {
-    fn target(self) -> Target {
-        match self {
-            Self::Int8 => Target::Int8,
-            Self::Lossless => Target::Lossless,
-            Self::Near => Target::NEAR,
-            Self::Balanced => Target::BALANCED,
-            Self::Small => Target::SMALL,
-        }
-    }
-}
-
 /// Tensors whose reason to be stored as they are is printed.
 const MOST_REASONS: usize = 3;
 
@@ -91,10 +64,7 @@ struct Report {
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let start = Instant::now();
-    let target = match (args.bits, args.preset) {
-        (Some(bits), _) => Target::Bits(bits),
-        (None, preset) => preset.unwrap_or(Preset::Int8).target(),
-    };
+    let target = Preset::target_or(args.preset, args.bits);
     let layout = match (target, args.selection.layout) {
         (Target::Lossless, None) => "exact",
         (Target::Lossless, Some(_)) => {

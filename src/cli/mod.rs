@@ -10,6 +10,7 @@ mod inspect;
 mod model;
 mod output;
 mod parity;
+mod patch;
 mod progress;
 mod selection;
 mod stats;
@@ -35,6 +36,8 @@ Examples:
   codecllm generate OUT --prompt 'Why is the sky blue?'
   codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
   codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
+  codecllm patch MODEL.pt -o PATCHED.pt                the same for a TorchScript file
+  codecllm parity MODEL.pt PATCHED.pt --inputs FILE    its outputs against the original's
 
 Exit codes: 0 done, 1 failed (a checkpoint that does not verify included), 2 bad arguments.
 `codecllm VERB --help` tells more about each verb.";
@@ -63,6 +66,7 @@ enum Verb {
     Compress(compress::Args),
     Decompress(decompress::Args),
     Inspect(inspect::Args),
+    Patch(patch::Args),
     Verify(verify::Args),
     Generate(generate::Args),
     Chat(chat::Args),
@@ -78,9 +82,12 @@ impl Verb {
             Self::Chat(args) => args.device(),
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
-            Self::Stats(_) | Self::Compress(_) | Self::Decompress(_) | Self::Inspect(_) | Self::Verify(_) => {
-                DeviceArg::Cpu
-            }
+            Self::Stats(_)
+            | Self::Compress(_)
+            | Self::Decompress(_)
+            | Self::Inspect(_)
+            | Self::Patch(_)
+            | Self::Verify(_) => DeviceArg::Cpu,
         }
     }
 
@@ -90,6 +97,7 @@ impl Verb {
             Self::Compress(args) => compress::run(args, output),
             Self::Decompress(args) => decompress::run(args, output),
             Self::Inspect(args) => inspect::run(args, output),
+            Self::Patch(args) => patch::run(args, output),
             Self::Verify(args) => verify::run(args, output),
             Self::Generate(args) => generate::run(args, output),
             Self::Chat(args) => chat::run(args, output),

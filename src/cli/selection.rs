@@ -1,4 +1,4 @@
-//! Arguments that say what to compress and in which layout.
+//! Arguments that say what to compress, to what, and in which layout.
 
 use clap::ValueEnum;
 use codecllm::checkpoint::{CompressOptions, Target};
@@ -44,5 +44,37 @@ impl SelectionArgs {
             LayoutArg::Small => Layout::Small,
         };
         CompressOptions { target, layout, include: self.include, exclude: self.exclude }
+    }
+}
+
+/// A named choice.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Preset {
+    /// One step per output row, its largest magnitude over 127
+    Int8,
+    /// Every weight bit for bit: BF16, FP16, and FP32 where a whole tensor is exactly BF16 or FP16
+    Lossless,
+    /// At most 7.4 bits a weight: no measurable loss
+    Near,
+    /// At most 6.2 bits a weight: a loss that a benchmark shows
+    Balanced,
+    /// At most 5.2 bits a weight, meant for --calibrate
+    Small,
+}
+
+impl Preset {
+    /// What `--bits` or else `--preset` asks for.
+    pub(crate) fn target_or(preset: Option<Self>, bits: Option<f64>) -> Target {
+        bits.map_or_else(|| preset.unwrap_or(Self::Int8).target(), Target::Bits)
+    }
+
+    fn target(self) -> Target {
+        match self {
+            Self::Int8 => Target::Int8,
+            Self::Lossless => Target::Lossless,
+            Self::Near => Target::NEAR,
+            Self::Balanced => Target::BALANCED,
+            Self::Small => Target::SMALL,
+        }
     }
 }
