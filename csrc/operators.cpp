@@ -26,6 +26,23 @@ void check(char* message) {
   TORCH_CHECK(false, text);
 }
 
+// Before Rust sees them: tch knows fewer dtypes than libtorch.
+void check_floats(const Tensor& tensor, const char* what, c10::string_view path) {
+  const auto dtype = tensor.scalar_type();
+  TORCH_CHECK(
+      dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, "codecllm: ", path, ": ", what, " is ", dtype,
+      ", wanted Float, Half or BFloat16");
+}
+
+// Bytes, or what a change of dtype made of them.
+void check_buffers(const std::array<const Tensor*, 5>& buffers, c10::string_view path) {
+  for (const Tensor* buffer : buffers) {
+    if (buffer->scalar_type() != at::kByte && buffer->scalar_type() != at::kDouble) {
+      check_floats(*buffer, "a buffer of bytes", path);
+    }
+  }
+}
+
 Tensor take(Tensor* owned) {
   std::unique_ptr<Tensor> tensor(owned);
   return std::move(*tensor);
@@ -36,6 +53,11 @@ Tensor linear(
     const Tensor& payload, const Tensor&, const optional<Tensor>& bias, c10::string_view path) {
   const std::array<const Tensor*, 5> buffers = {&header, &scales, &tables, &tiles, &payload};
   const bool has_bias = bias.has_value() && bias->defined();
+  check_buffers(buffers, path);
+  check_floats(x, "the input", path);
+  if (has_bias) {
+    check_floats(*bias, "the bias", path);
+  }
   Tensor* out = nullptr;
   check(codecllm_linear(std::string(path).c_str(), &x, buffers.data(), has_bias ? &*bias : nullptr, &out));
   return take(out);
@@ -45,6 +67,11 @@ Tensor embedding(
     const Tensor& ids, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
     const Tensor& payload, const Tensor& like, c10::string_view path) {
   const std::array<const Tensor*, 5> buffers = {&header, &scales, &tables, &tiles, &payload};
+  check_buffers(buffers, path);
+  check_floats(like, "like", path);
+  TORCH_CHECK(
+      ids.scalar_type() == at::kLong || ids.scalar_type() == at::kInt, "codecllm: ", path, ": ids are ", ids.scalar_type(),
+      ", wanted Long or Int");
   Tensor* out = nullptr;
   check(codecllm_embedding(std::string(path).c_str(), &ids, buffers.data(), &like, &out));
   return take(out);
@@ -63,6 +90,7 @@ std::vector<Tensor> compress(
   std::vector<const char*> texts;
   const std::unique_ptr<bool[]> by_row(new bool[tensors.size()]);
   for (std::size_t index = 0; index < tensors.size(); ++index) {
+    check_floats(tensors[index], "the weight", names[index]);
     pointers.push_back(&tensors[index]);
     texts.push_back(names[index].c_str());
     by_row[index] = row_access.get(index);
@@ -87,7 +115,10 @@ std::vector<c10::SymInt> with_last(const Tensor& x, std::size_t kept, const c10:
   return out;
 }
 
-void check_like(const Tensor& like, c10::string_view path) {
+void check_meta(const Tensor& input, const Tensor& like, c10::string_view path) {
+  TORCH_CHECK(
+      input.is_meta(), "codecllm: ", path, " has buffers on the meta device, the input is on ", input.device(),
+      " (move the weight to the input's device)");
   TORCH_CHECK(
       like.dim() == 3 && like.sym_size(1) == 0, "codecllm: ", path, ": like has shape ", like.sym_sizes(),
       ", wanted [rows, 0, columns]");
@@ -96,7 +127,7 @@ void check_like(const Tensor& like, c10::string_view path) {
 Tensor linear_on_meta(
     const Tensor& x, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor& like,
     const optional<Tensor>&, c10::string_view path) {
-  check_like(like, path);
+  check_meta(x, like, path);
   TORCH_CHECK(
       x.dim() > 0 && x.sym_size(-1) == like.sym_size(2), "codecllm::linear: ", path, ": input has shape ", x.sym_sizes(),
       ", wanted [..., ", like.sym_size(2), "]");
@@ -106,7 +137,7 @@ Tensor linear_on_meta(
 Tensor embedding_on_meta(
     const Tensor& ids, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor& like,
     c10::string_view path) {
-  check_like(like, path);
+  check_meta(ids, like, path);
   return like.new_empty_symint(with_last(ids, static_cast<std::size_t>(ids.dim()), like.sym_size(2)));
 }
 
@@ -133,7 +164,10 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 Tensor linear_with_autograd(
     const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
     const Tensor& payload, const Tensor& like, const optional<Tensor>& bias, c10::string_view path) {
-  const bool bias_learns = bias.has_value() && bias->defined() && bias->requires_grad();
+  const bool has_bias = bias.has_value() && bias->defined();
+  const bool has_tangent = x._fw_grad(/*level=*/0).defined() || (has_bias && bias->_fw_grad(0).defined());
+  TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent, "codecllm::linear", NO_GRADIENT);
+  const bool bias_learns = has_bias && bias->requires_grad();
   if (at::GradMode::is_enabled() && (x.requires_grad() || bias_learns)) {
     return LinearFunction::apply(x, header, scales, tables, tiles, payload, like, bias, std::string(path));
   }

@@ -227,7 +227,10 @@ fn modules_of_one_class_are_patched_each_by_its_own_path() {
     let patched_paths: Vec<&str> =
         report.patched.iter().flat_map(|matrix| matrix.paths.iter().map(String::as_str)).collect();
     assert!(patched_paths.iter().all(|path| !path.starts_with("layers.0.")), "{patched_paths:?}");
-    assert!(report.skipped.iter().any(|skipped| skipped.paths[0].starts_with("layers.0.") && skipped.reason == "excluded"));
+    assert!(report
+        .skipped
+        .iter()
+        .any(|skipped| skipped.paths[0].starts_with("layers.0.") && skipped.reason == "excluded"));
     let parameters = module.named_parameters().unwrap();
     assert!(parameters.iter().any(|(name, _)| name == "layers.0.0.weight"), "{parameters:?}");
     assert!(parameters.iter().all(|(name, _)| name != "layers.1.0.weight"));
@@ -242,7 +245,8 @@ fn options_choose_and_the_report_says_why() {
         (report.patched.len(), report.skipped.into_iter().map(|skipped| skipped.reason).collect::<Vec<_>>())
     };
     let (all, _) = reasons(&PatchOptions::default());
-    let (some, why) = reasons(&PatchOptions { include: vec!["*query*".to_owned()], ..PatchOptions::default() });
+    let (some, why) =
+        reasons(&PatchOptions { include: vec!["*query*".to_owned()], ..PatchOptions::default() });
     assert!(some > 0 && some < all && why.iter().any(|reason| reason == "not included"));
     let (large, why) = reasons(&PatchOptions { min_weights: 100_000, ..PatchOptions::default() });
     assert!(large < all && why.iter().any(|reason| reason.contains("fewer than the 100000")), "{why:?}");
@@ -258,7 +262,10 @@ fn options_choose_and_the_report_says_why() {
         let error = patch_linears(&mut module, &options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
         assert!(error.subject().contains("no.such.*"), "{error}");
-        assert!(compare(&load(&path), &module, &inputs(&path)).unwrap().is_exact(), "unchanged after an error");
+        assert!(
+            compare(&load(&path), &module, &inputs(&path)).unwrap().is_exact(),
+            "unchanged after an error"
+        );
     }
 }
 
@@ -366,7 +373,8 @@ fn damaged_buffers_are_errors_that_name_the_weight() {
     for buffer in codecllm::codec::BUFFER_NAMES {
         let (module, _) = patched(&path, &PatchOptions::default());
         let name = format!("2.weight_{buffer}");
-        let (_, tensor) = module.named_buffers().unwrap().into_iter().find(|(found, _)| *found == name).unwrap();
+        let (_, tensor) =
+            module.named_buffers().unwrap().into_iter().find(|(found, _)| *found == name).unwrap();
         let whole = tensor.copy();
         let forward = || tch::no_grad(|| module.forward_ts(&x));
         let wanted = forward().unwrap();

@@ -2,8 +2,8 @@
 
 #include "../boundary.h"
 
-char* codecllm_survey_new(const torch::jit::Module* module, codecllm::Survey** out) {
-  return codecllm::guarded([&] { *out = new codecllm::Survey(*module); });
+char* codecllm_survey_new(const codecllm_module* module, codecllm::Survey** out) {
+  return codecllm::guarded([&] { *out = new codecllm::Survey(module->module); });
 }
 
 void codecllm_survey_free(codecllm::Survey* survey) {
@@ -45,8 +45,8 @@ char* codecllm_matrix_obstacle(const codecllm::Survey* survey, std::size_t matri
 }
 
 char* codecllm_survey_patch(
-    codecllm::Survey* survey, std::size_t count, const std::size_t* matrices, const at::Tensor* const* buffers,
-    torch::jit::Module** out) {
+    codecllm::Survey* survey, codecllm_module* module, std::size_t count, const std::size_t* matrices,
+    const at::Tensor* const* buffers) {
   return codecllm::guarded([&] {
     std::unordered_map<std::size_t, codecllm::Buffers> chosen;
     for (std::size_t index = 0; index < count; ++index) {
@@ -56,6 +56,6 @@ char* codecllm_survey_patch(
       }
       chosen.emplace(matrices[index], std::move(own));
     }
-    *out = new torch::jit::Module(codecllm::patched(*survey, chosen));
+    module->module = codecllm::patched(*survey, chosen);
   });
 }

@@ -3,11 +3,12 @@
 #pragma once
 #include <cstddef>
 
+#include "module.h"
 #include "patch.h"
 
 extern "C" {
 
-char* codecllm_survey_new(const torch::jit::Module* module, codecllm::Survey** out);
+char* codecllm_survey_new(const codecllm_module* module, codecllm::Survey** out);
 void codecllm_survey_free(codecllm::Survey* survey);
 
 // Where the module was found patched already, or an empty text.
@@ -24,9 +25,8 @@ unsigned codecllm_matrix_roles(const codecllm::Survey* survey, std::size_t matri
 // Why it can't be patched, or null; codecllm_free_text frees it.
 char* codecllm_matrix_obstacle(const codecllm::Survey* survey, std::size_t matrix);
 
-// A module with `count` matrices replaced: `buffers` has five for each.
+// Replaces `count` matrices of `module`, which was surveyed: `buffers` has five for each.
 char* codecllm_survey_patch(
-    codecllm::Survey* survey, std::size_t count, const std::size_t* matrices, const at::Tensor* const* buffers,
-    torch::jit::Module** out);
+    codecllm::Survey* survey, codecllm_module* module, std::size_t count, const std::size_t* matrices, const at::Tensor* const* buffers);
 
 }

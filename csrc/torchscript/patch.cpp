@@ -19,11 +19,6 @@ using torch::jit::Value;
 
 namespace {
 
-// What follows the name of a patched attribute in the names of what replaces it.
-constexpr std::array<const char*, 5> BUFFER_SUFFIXES = {"_header", "_scales", "_tables", "_tiles", "_payload"};
-constexpr const char* LIKE_SUFFIX = "_like";
-constexpr const char* PATH_SUFFIX = "_path";
-
 // The attributes that replace one matrix.
 struct Replacement {
   Buffers buffers;
@@ -60,7 +55,7 @@ class Rewriter {
   void replace_uses(Value* matrix) {
     for (const Use& use : uses_of(matrix)) {
       torch::jit::WithInsertPoint before(use.node);
-      if (use.role == Role::Query) {
+      if (use.role == Role::Kind || use.role == Role::Rows) {
         use.node->replaceInput(0, get(LIKE_SUFFIX));
         continue;
       }

@@ -19,7 +19,9 @@ bool is_matrix(const c10::IValue& value) {
     return false;
   }
   const at::Tensor& tensor = value.toTensor();
-  return tensor.dim() == 2 && tensor.numel() > 0 && tensor.layout() == c10::kStrided && at::isFloatingType(tensor.scalar_type());
+  const auto dtype = tensor.scalar_type();
+  const bool is_float = dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kDouble;
+  return is_float && tensor.dim() == 2 && tensor.numel() > 0 && tensor.layout() == c10::kStrided;
 }
 
 // A view W^T of a matrix W without gaps: freezing leaves such constants.
@@ -32,11 +34,30 @@ void transpose_roles(Place& place) {
   std::unordered_set<Role> roles;
   for (const Role role : place.roles) {
     roles.insert(role == Role::Linear ? Role::Projection : role == Role::Projection ? Role::Linear : role);
-    if ((role == Role::Embedding || role == Role::Query) && place.obstacle.empty()) {
+    if ((role == Role::Embedding || role == Role::Rows) && place.obstacle.empty()) {
       place.obstacle = "is a transposed view whose rows are used";
     }
   }
   place.roles = std::move(roles);
+}
+
+// The bytes from the first element of `tensor` to behind its last.
+std::pair<std::uintptr_t, std::uintptr_t> extent(const at::Tensor& tensor) {
+  std::int64_t last = 0;
+  for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    last += (tensor.size(dim) - 1) * tensor.stride(dim);
+  }
+  const auto begin = reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr());
+  return {begin, begin + static_cast<std::uintptr_t>(last + 1) * tensor.element_size()};
+}
+
+bool overlap(const at::Tensor& a, const at::Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0 || b.layout() != c10::kStrided) {
+    return false;
+  }
+  const auto [a_begin, a_end] = extent(a);
+  const auto [b_begin, b_end] = extent(b);
+  return a_begin < b_end && b_begin < a_end;
 }
 
 std::string join(const std::string& path, const std::string& name) {
@@ -74,6 +95,9 @@ std::string Matrix::obstacle(const std::vector<Place>& all) const {
   if (has(all, Role::Projection) && as_is) {
     return "is multiplied both as it is and transposed";
   }
+  if (has(all, Role::Projection) && has(all, Role::Rows)) {
+    return "its number of rows is asked for, which are its inputs";
+  }
   return as_is || has(all, Role::Projection) ? "" : "no linear uses it";
 }
 
@@ -99,7 +123,46 @@ Survey::Survey(torch::jit::Module module) : module_(std::move(module)) {
     read_methods(object, path);
   }
   pin_types();
+  check_names();
   group();
+  check_overlaps();
+}
+
+void Survey::check_overlaps() {
+  std::unordered_map<const void*, std::vector<std::pair<at::Tensor, std::string>>> by_storage;
+  const auto add = [&](const at::Tensor& tensor, const std::string& path) {
+    by_storage[tensor.storage().unsafeGetStorageImpl()].emplace_back(tensor, path);
+  };
+  for (const Matrix& matrix : matrices_) {
+    add(matrix.tensor, places_[matrix.places.front()].path);
+  }
+  for (const auto& [tensor, path] : others_) {
+    add(tensor, path);
+  }
+  for (const Matrix& matrix : matrices_) {
+    Place& place = places_[matrix.places.front()];
+    for (const auto& [tensor, path] : by_storage[matrix.tensor.storage().unsafeGetStorageImpl()]) {
+      if (path != place.path && place.obstacle.empty() && overlap(matrix.tensor, tensor)) {
+        place.obstacle = "shares its memory with " + path;
+      }
+    }
+  }
+}
+
+void Survey::check_names() {
+  for (Place& place : places_) {
+    const auto type = place.owner->type();
+    const auto check = [&](const std::string& name) {
+      if (place.obstacle.empty() && (type->hasAttribute(name) || type->hasConstant(name) || type->findMethod(name) != nullptr)) {
+        place.obstacle = "its module has an attribute " + name + " already";
+      }
+    };
+    for (const char* suffix : BUFFER_SUFFIXES) {
+      check(place.attribute + suffix);
+    }
+    check(place.attribute + LIKE_SUFFIX);
+    check(place.attribute + PATH_SUFFIX);
+  }
 }
 
 void Survey::collect(const ObjectPtr& object, const std::string& path) {
@@ -113,9 +176,23 @@ void Survey::collect(const ObjectPtr& object, const std::string& path) {
     const c10::IValue& value = object->getSlot(slot);
     if (value.isModule()) {
       collect(value.toObject(), join(path, name));
-    } else if (is_matrix(value)) {
+    } else if (!is_matrix(value)) {
+      note_others(value, join(path, name));
+    } else {
       by_attribute_[object.get()][name] = places_.size();
       places_.push_back({object, name, join(path, name), nullptr, 0, {}, ""});
+    }
+  }
+}
+
+void Survey::note_others(const c10::IValue& value, const std::string& path) {
+  c10::IValue::HashAliasedIValues parts;
+  if (!value.isCustomClass() && !value.isObject()) {
+    value.getSubValues(parts);
+  }
+  for (const c10::IValue& part : parts) {
+    if (part.isTensor() && part.toTensor().defined() && part.toTensor().has_storage()) {
+      others_.emplace_back(part.toTensor(), path);
     }
   }
 }

@@ -1,5 +1,6 @@
 // Which matrices of a module can be compressed: found by what the graphs of its methods do with them, not by name.
 #pragma once
+#include <array>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -13,6 +14,11 @@
 namespace codecllm {
 
 using ObjectPtr = c10::intrusive_ptr<c10::ivalue::Object>;
+
+// What follows a matrix' name in the names of the attributes that replace it.
+constexpr std::array<const char*, 5> BUFFER_SUFFIXES = {"_header", "_scales", "_tables", "_tiles", "_payload"};
+constexpr const char* LIKE_SUFFIX = "_like";
+constexpr const char* PATH_SUFFIX = "_path";
 
 // Where a matrix is: an attribute of a submodule, or a constant in the graph of a method.
 struct Place {
@@ -54,19 +60,26 @@ class Survey {
 
  private:
   void collect(const ObjectPtr& object, const std::string& path);
+  // Tensors that are no matrices, alone or in lists, tuples and dicts.
+  void note_others(const c10::IValue& value, const std::string& path);
   void read_methods(const ObjectPtr& object, const std::string& path);
   void read_graph(const ObjectPtr& self, const std::string& path, torch::jit::Function* method);
   void note_uses(std::size_t place, torch::jit::Value* value, const torch::jit::Function& method);
   // Nothing at or below `object` may change its type, since a value of that type is handed around.
   void pin(const ObjectPtr& object, const std::string& why);
   void pin_types();
+  // A matrix whose replacements' names are taken stays as it is.
+  void check_names();
   void group();
+  // A matrix of which something else shows a part may be written through that.
+  void check_overlaps();
 
   torch::jit::Module module_;
   std::vector<Place> places_;
   std::vector<Matrix> matrices_;
   std::string patched_;
   std::vector<std::pair<ObjectPtr, std::string>> objects_;
+  std::vector<std::pair<at::Tensor, std::string>> others_;
   std::unordered_set<const c10::ivalue::Object*> seen_;
   std::unordered_map<const c10::ivalue::Object*, std::unordered_map<std::string, std::size_t>> by_attribute_;
   std::unordered_map<const torch::jit::Function*, std::unordered_map<std::size_t, std::size_t>> by_constant_;

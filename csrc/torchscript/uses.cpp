@@ -54,10 +54,11 @@ bool multiplies(const Node* node, std::size_t offset) {
       is_one(node->input(4));
 }
 
-bool asks(const Node* node) {
-  if (node->kind() == Symbol::prim("dtype") || node->kind() == Symbol::prim("device")) {
-    return true;
-  }
+bool asks_kind(const Node* node) {
+  return node->kind() == Symbol::prim("dtype") || node->kind() == Symbol::prim("device");
+}
+
+bool asks_rows(const Node* node) {
   return node->kind() == aten("size") && node->inputs().size() == 2 && constant_int(node->input(1)) == 0;
 }
 
@@ -71,8 +72,11 @@ Use classify(Node* node, std::size_t offset) {
   if (multiplies(node, offset)) {
     return {Role::Projection, node};
   }
-  if (offset == 0 && asks(node)) {
-    return {Role::Query, node};
+  if (offset == 0 && asks_kind(node)) {
+    return {Role::Kind, node};
+  }
+  if (offset == 0 && asks_rows(node)) {
+    return {Role::Rows, node};
   }
   return {Role::Other, node};
 }
@@ -89,17 +93,27 @@ bool holds_weights(const Value* value) {
       (value->type()->isSubtypeOf(*c10::TensorType::get()) || value->type()->is_module());
 }
 
-// A call of a function written in TorchScript that is given an attribute.
+// What a call of a function or method written in TorchScript runs, if it is given an attribute as an argument (a module whose head is
+// tied to the embedding, traced, hands the weight to the head's forward).
 torch::jit::GraphFunction* callee(const Node* node) {
-  if (node->kind() != torch::jit::prim::CallFunction) {
+  const bool is_method = node->kind() == torch::jit::prim::CallMethod;
+  if (!is_method && node->kind() != torch::jit::prim::CallFunction) {
     return nullptr;
   }
   bool given = false;
-  for (const Value* input : node->inputs()) {
-    given = given || holds_weights(input);
+  for (std::size_t argument = 1; argument < node->inputs().size(); ++argument) {
+    given = given || holds_weights(node->input(argument));
+  }
+  if (!given) {
+    return nullptr;
+  }
+  if (is_method) {
+    const auto type = node->input(0)->type()->cast<c10::ClassType>();
+    auto* method = type ? type->findMethod(node->s(torch::jit::attr::name)) : nullptr;
+    return method ? torch::jit::tryToGraphFunction(*method) : nullptr;
   }
   const auto type = node->input(0)->type()->cast<c10::FunctionType>();
-  return given && type ? torch::jit::tryToGraphFunction(*type->function()) : nullptr;
+  return type ? torch::jit::tryToGraphFunction(*type->function()) : nullptr;
 }
 
 } // namespace
@@ -146,12 +160,14 @@ std::shared_ptr<Graph> transparent_graph(torch::jit::Function& method) {
     }
     for (const auto& [node, function] : calls) {
       function->ensure_defined();
-      // The function itself, which comes before its arguments.
-      node->removeInput(0);
+      if (node->kind() == torch::jit::prim::CallFunction) {
+        // The function itself, which comes before its arguments. A method's module is an argument.
+        node->removeInput(0);
+      }
       torch::jit::inlineCallTo(node, function, /*use_graph=*/true);
     }
-    // What a constant argument switches off goes away.
-    torch::jit::ConstantPropagation(graph);
+    // What a constant argument switches off goes away. No tensor is computed here: it would be a constant in the file.
+    torch::jit::ConstantPropagationImmutableTypes(graph);
     torch::jit::EliminateDeadCode(graph);
   }
   return graph;

@@ -12,7 +12,8 @@ enum class Role {
   Linear, // x W^T: aten::linear, and matmul, mm or addmm with W transposed
   Projection, // x W: matmul, mm or addmm with W itself, [in_features, out_features]
   Embedding, // rows of W
-  Query, // its dtype, device or number of rows
+  Kind, // its dtype or device
+  Rows, // its number of rows
   Other,
 };
 

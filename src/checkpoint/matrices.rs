@@ -77,20 +77,65 @@ fn to_budget(matrices: &[MatrixToCompress<'_>], bits: f64, layout: Layout) -> Re
     let samples: Vec<RateSample> = matrices.iter().map(sample).collect::<Result<_>>()?;
     let weights: usize = matrices.iter().map(|matrix| matrix.weight.numel()).sum();
     let [tolerance, limit] = Target::budget_tolerance(weights as u64);
-    let (mut aim, mut got) = (bits, bits);
-    for attempt in 1..=BUDGET_ATTEMPTS {
+    let reached = |compressed: &[CompressedTensor]| {
+        let bytes: usize = compressed.iter().map(|tensor| tensor.stats().compressed_bytes).sum();
+        8.0 * bytes as f64 / weights.max(1) as f64
+    };
+    let mut aim = bits;
+    // The closest from either side.
+    let [mut below, mut above]: [Option<Vec<CompressedTensor>>; 2] = [None, None];
+    for _ in 0..BUDGET_ATTEMPTS {
         let exponent = solve_exponent(&samples, 0, weights, aim)?;
         let compressed: Vec<CompressedTensor> = matrices
             .iter()
             .zip(&samples)
             .map(|(matrix, sample)| on_grid(matrix, GridRule::Measured(sample, exponent), layout))
             .collect::<Result<_>>()?;
-        let bytes: usize = compressed.iter().map(|tensor| tensor.stats().compressed_bytes).sum();
-        got = 8.0 * bytes as f64 / weights.max(1) as f64;
-        if (got - bits).abs() <= if attempt < BUDGET_ATTEMPTS { tolerance } else { limit } {
+        let got = reached(&compressed);
+        if (got - bits).abs() <= tolerance {
             return Ok(compressed.into_iter().map(Ok).collect());
         }
         aim += bits - got;
+        let (side, closer): (_, fn(f64, f64) -> bool) =
+            if got < bits { (&mut below, |new, old| new > old) } else { (&mut above, |new, old| new < old) };
+        if side.as_deref().is_none_or(|old| closer(got, reached(old))) {
+            *side = Some(compressed);
+        }
+        if let (Some(below), Some(above)) = (&below, &above) {
+            let mixed = mixed(below, above, bits * weights as f64 / 8.0);
+            if (reached(&mixed) - bits).abs() <= tolerance {
+                return Ok(mixed.into_iter().map(Ok).collect());
+            }
+        }
     }
-    Err(missed_budget(bits, got, limit))
+    let closest = [below, above]
+        .into_iter()
+        .flatten()
+        .min_by(|a, b| (reached(a) - bits).abs().total_cmp(&(reached(b) - bits).abs()));
+    match closest {
+        Some(closest) if (reached(&closest) - bits).abs() <= limit => {
+            Ok(closest.into_iter().map(Ok).collect())
+        }
+        closest => Err(missed_budget(bits, closest.map_or(0.0, |closest| reached(&closest)), limit)),
+    }
+}
+
+/// Some matrices as in `below`, others as in `above`, so that all together come close to `bytes`. Weights that lie on a grid of their own
+/// (BF16 in a file of FP32) take sizes that jump with the step: no step gives what is between.
+fn mixed(below: &[CompressedTensor], above: &[CompressedTensor], bytes: f64) -> Vec<CompressedTensor> {
+    let size = |tensor: &CompressedTensor| tensor.stats().compressed_bytes as f64;
+    let mut missing = bytes - below.iter().map(size).sum::<f64>();
+    let mut order: Vec<usize> = (0..below.len()).collect();
+    let growth = |index: &usize| size(&above[*index]) - size(&below[*index]);
+    order.sort_by(|a, b| growth(b).total_cmp(&growth(a)));
+    let mut result = below.to_vec();
+    for index in order {
+        // Largest first: each that brings the sum closer.
+        let more = growth(&index);
+        if (missing - more).abs() < missing.abs() {
+            result[index] = above[index].clone();
+            missing -= more;
+        }
+    }
+    result
 }

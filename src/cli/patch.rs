@@ -70,14 +70,19 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         embeddings: args.embeddings,
     };
     if args.output.exists() {
-        return Err(Error::invalid(args.output.display().to_string(), "exists already; give another name or remove it").into());
+        return Err(Error::invalid(
+            args.output.display().to_string(),
+            "exists already; give another name or remove it",
+        )
+        .into());
     }
     let spinner = output.spinner("compressing");
     let mut module = Module::load(&args.model, Device::Cpu)?;
     let report = patch_linears(&mut module, &options)?;
     module.save(&args.output)?;
     spinner.finish_and_clear();
-    let size = |path: &PathBuf| std::fs::metadata(path).map(|data| data.len()).map_err(|e| Error::io(path, e));
+    let size =
+        |path: &PathBuf| std::fs::metadata(path).map(|data| data.len()).map_err(|e| Error::io(path, e));
     let report = Report {
         choice: target.to_string(),
         original_file_bytes: size(&args.model)?,
@@ -89,7 +94,8 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
 }
 
 fn text(measured: &Measured<Report>) -> String {
-    let Report { choice, original_file_bytes, patched_file_bytes, bits_per_weight, report } = &measured.report;
+    let Report { choice, original_file_bytes, patched_file_bytes, bits_per_weight, report } =
+        &measured.report;
     let mut patched = table(&["patched", "shape", "bits a weight", "SNR"]);
     for matrix in &report.patched {
         patched.add_row([
@@ -107,7 +113,10 @@ fn text(measured: &Measured<Report>) -> String {
         [
             ("choice", choice.clone()),
             ("patched", format!("{} matrices, {} weights", report.patched.len(), report.weights)),
-            ("their bytes", format!("{} of {}", bytes(report.compressed_bytes), bytes(report.original_bytes))),
+            (
+                "their bytes",
+                format!("{} of {}", bytes(report.compressed_bytes), bytes(report.original_bytes)),
+            ),
             ("bits a weight", format!("{bits_per_weight:.3}")),
             ("file", format!("{} of {}", bytes(*patched_file_bytes), bytes(*original_file_bytes))),
         ]

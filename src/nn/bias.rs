@@ -140,6 +140,10 @@ impl Bias {
         }
         let mut prepared = self.prepared.write().unwrap_or_else(PoisonError::into_inner);
         let bias = self.read()?;
+        if bias.f_is_inference().about(&self.path)? {
+            // Nothing tells when it is written to.
+            return bias.f_to_kind(kind).about(&self.path);
+        }
         let version = BufferVersion::of(&self.registered, &self.path)?;
         let every = InEveryDtype::of(&bias, &self.path)?;
         if bias.device().is_cuda() {

@@ -59,7 +59,12 @@ pub(crate) struct Prepared {
 /// What decoding takes beside the buffers, where they are.
 #[derive(Debug)]
 enum Form {
-    Host { tables: DecodeTables, scales: Vec<f32> },
+    /// The header's bytes go with it: they hold a checksum of all others.
+    Host {
+        tables: DecodeTables,
+        scales: Vec<f32>,
+        header: Vec<u8>,
+    },
     Device(DeviceWeight),
 }
 
@@ -180,7 +185,7 @@ impl CompressedWeight {
     /// Calls `work` with the checked weight, which is on the CPU; makes tables and scales first where the buffers have changed.
     pub fn with_ref<T>(&self, work: impl FnOnce(&WeightRef) -> Result<T>) -> Result<T> {
         let prepared = self.prepared()?;
-        let Form::Host { tables, scales } = &prepared.form else {
+        let Form::Host { tables, scales, .. } = &prepared.form else {
             return Err(self.elsewhere(Device::Cpu));
         };
         let view = view_of(&self.tensor_path, &self.buffers)?;
@@ -240,14 +245,15 @@ impl CompressedWeight {
             // The buffers are looked at under the lock too: another thread may be turning them back into bytes.
             let slot = self.prepared.read().unwrap_or_else(std::sync::PoisonError::into_inner);
             let versions = self.versions()?;
-            if let Some(prepared) = slot.as_ref().filter(|prepared| prepared.versions == versions) {
+            if let Some(prepared) = slot.as_ref().filter(|prepared| prepared.is_of(&versions, &self.buffers))
+            {
                 return Ok(prepared.clone());
             }
         }
         let mut slot = self.prepared.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.buffers.iter().try_for_each(|buffer| restore_bytes(buffer, &self.tensor_path))?;
         let versions = self.versions()?;
-        if let Some(prepared) = slot.clone().filter(|prepared| prepared.versions == versions) {
+        if let Some(prepared) = slot.clone().filter(|prepared| prepared.is_of(&versions, &self.buffers)) {
             return Ok(prepared);
         }
         let form = self.form()?;
@@ -269,7 +275,11 @@ impl CompressedWeight {
         if !self.device_under_lock().is_cuda() {
             let view = view_of(&self.tensor_path, &self.buffers)?;
             view.verify_checksum()?;
-            return Ok(Form::Host { tables: DecodeTables::new(&view)?, scales: view.scales()? });
+            return Ok(Form::Host {
+                tables: DecodeTables::new(&view)?,
+                scales: view.scales()?,
+                header: bytes_of(&self.tensor_path, &self.buffers[0])?.to_vec(),
+            });
         }
         let mut fetched = Vec::with_capacity(self.buffers.len());
         for buffer in &self.buffers {
@@ -290,6 +300,16 @@ impl CompressedWeight {
 }
 
 impl Prepared {
+    /// Whether it was made of these buffers as they are now. Versions do not count what is written through `Tensor.data` in Python or
+    /// in inference mode; on a CPU another header tells that.
+    fn is_of(&self, versions: &[BufferVersion; 5], buffers: &[Tensor; 5]) -> bool {
+        let same_header = match &self.form {
+            Form::Host { header, .. } => bytes_of("", &buffers[0]).is_ok_and(|bytes| bytes == header),
+            Form::Device(_) => true,
+        };
+        self.versions == *versions && same_header
+    }
+
     fn shape(&self, weight: &CompressedWeight) -> Result<[usize; 2]> {
         match &self.form {
             Form::Device(weight) => Ok(weight.shape()),
@@ -309,23 +329,28 @@ pub(super) fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
 fn view_of<'a>(tensor_path: &str, buffers: &'a [Tensor]) -> Result<View<'a>> {
     let mut slices: [&[u8]; 5] = [&[]; 5];
     for (slice, buffer) in slices.iter_mut().zip(buffers) {
-        if buffer.device() != Device::Cpu {
-            return Err(Error::unsupported(
-                tensor_path,
-                format!("a buffer is on {:?}, the others on the CPU (move them together)", buffer.device()),
-            ));
-        }
-        if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {
-            return Err(Error::corrupt(tensor_path, "a buffer is not contiguous bytes"));
-        }
-        if buffer.numel() > 0 {
-            // SAFETY: a contiguous CPU tensor of `numel` bytes that the borrow keeps alive, and that nobody writes while it is
-            // shared (see the argument for `Sync`).
-            *slice =
-                unsafe { std::slice::from_raw_parts(buffer.data_ptr().cast_const().cast(), buffer.numel()) };
-        }
+        *slice = bytes_of(tensor_path, buffer)?;
     }
     View::new(tensor_path, slices)
+}
+
+/// The bytes of `buffer`, which is on the CPU.
+fn bytes_of<'a>(tensor_path: &str, buffer: &'a Tensor) -> Result<&'a [u8]> {
+    if buffer.device() != Device::Cpu {
+        return Err(Error::unsupported(
+            tensor_path,
+            format!("a buffer is on {:?}, the others on the CPU (move them together)", buffer.device()),
+        ));
+    }
+    if buffer.kind() != Kind::Uint8 || !buffer.is_contiguous() {
+        return Err(Error::corrupt(tensor_path, "a buffer is not contiguous bytes"));
+    }
+    if buffer.numel() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: a contiguous CPU tensor of `numel` bytes that the borrow keeps alive, and that nobody writes while it is shared (see the
+    // argument for `Sync`).
+    Ok(unsafe { std::slice::from_raw_parts(buffer.data_ptr().cast_const().cast(), buffer.numel()) })
 }
 
 /// The full name that `path` stands for.

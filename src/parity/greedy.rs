@@ -1,13 +1,11 @@
 //! How long two models say the same.
 
-use std::ops::ControlFlow;
-
 use serde::Serialize;
 
 use super::report::Options;
+use super::side::Side;
 use super::text::first_difference;
 use crate::error::Result;
-use crate::runtime::{GenerateOptions, Generator, Message, Prompt};
 
 /// Tokens that are shown of each answer from where they part.
 const SHOWN_TOKENS: usize = 12;
@@ -40,16 +38,16 @@ pub struct FirstDivergence {
 
 /// Lets both models answer `prompt` greedily, by the options' new tokens or fewer where they stop.
 pub(super) fn greedy(
-    [reference, compressed]: [&Generator; 2],
+    [reference, compressed]: [&Side; 2],
     prompt: &str,
     options: &Options,
 ) -> Result<GreedyAgreement> {
-    let wanted = answer(reference, prompt, options)?;
-    let got = answer(compressed, prompt, options)?;
+    let wanted = reference.answer(prompt, options)?;
+    let got = compressed.answer(prompt, options)?;
     let divergence = first_difference(&wanted, &got).map(|token| {
         let shown = |ids: &[u32]| {
             let rest = ids.get(token..).unwrap_or_default();
-            reference.tokenizer().decode(&rest[..rest.len().min(SHOWN_TOKENS)])
+            reference.decode(&rest[..rest.len().min(SHOWN_TOKENS)])
         };
         Ok(FirstDivergence { token, reference: shown(&wanted)?, compressed: shown(&got)? })
     });
@@ -61,15 +59,4 @@ pub(super) fn greedy(
         agrees: divergence.is_none(),
         divergence,
     })
-}
-
-fn answer(generator: &Generator, prompt: &str, options: &Options) -> Result<Vec<u32>> {
-    let prompt = if options.raw || generator.chat().is_none() {
-        Prompt::Text(prompt.to_owned())
-    } else {
-        Prompt::Chat(vec![Message::new("user", prompt)])
-    };
-    let options = GenerateOptions { max_new_tokens: options.new_tokens, ..GenerateOptions::default() };
-    let mut answers = generator.generate(&[prompt], &options, &mut |_| ControlFlow::Continue(()))?;
-    Ok(answers.pop().map(|answer| answer.token_ids).unwrap_or_default())
 }

@@ -51,17 +51,22 @@ impl Report {
 
     fn charts(&self) -> Result<Vec<Figure>> {
         let figure = |chart: Chart<'_>, caption| Ok(Figure { svg: chart.element()?, caption });
-        Ok(vec![
-            figure(
+        let mut figures = Vec::new();
+        if !self.layers.is_empty() {
+            figures.push(figure(
                 charts::layers(self),
                 "Which layer goes wrong first. Piled up: the residual stream behind it. Of its own: fed what the reference's layer is fed.",
-            )?,
-            figure(
-                charts::divergence(self),
-                "KL(reference || compressed) of the next token. Its right end is the largest of any position.",
-            )?,
-            figure(charts::windows(self), "Perplexity of the compressed model against the reference's; 0 is no change.")?,
-        ])
+            )?);
+        }
+        figures.push(figure(
+            charts::divergence(self),
+            "KL(reference || compressed) of the next token. Its right end is the largest of any position.",
+        )?);
+        figures.push(figure(
+            charts::windows(self),
+            "Perplexity of the compressed model against the reference's; 0 is no change.",
+        )?);
+        Ok(figures)
     }
 
     fn rows(&self) -> Vec<Row> {

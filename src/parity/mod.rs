@@ -15,6 +15,7 @@ mod logits;
 mod perplexity;
 mod report;
 mod scores;
+mod side;
 mod text;
 
 pub use divergence::{divergence, Divergence, PositionDivergence};

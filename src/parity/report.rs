@@ -9,15 +9,17 @@ use super::divergence::Divergence;
 use super::greedy::{greedy, GreedyAgreement};
 use super::layers::{conspicuous, layer_errors, steepest, LayerError};
 use super::scores::Scores;
+use super::side::Side;
 use super::text::Text;
 use crate::error::{Error, Result};
-use crate::runtime::{Generator, LoadOptions, Model};
 
 /// What to compare, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The UTF-8 text to read.
     pub text: PathBuf,
+    /// The model directory whose tokenizer reads the text for TorchScript files; `None` for the other side, if that is a directory.
+    pub tokenizer: Option<PathBuf>,
     /// Tokens of a window, each read from nothing; `None` for 512, or less if the model allows less.
     pub window: Option<usize>,
     /// Windows to read; `None` for all.
@@ -41,6 +43,7 @@ impl Options {
     pub fn new(text: impl Into<PathBuf>) -> Self {
         Self {
             text: text.into(),
+            tokenizer: None,
             window: None,
             max_windows: None,
             kind: Kind::Float,
@@ -107,7 +110,7 @@ pub struct Report {
     pub per_window: Vec<WindowScore>,
     /// The divergence that 0 %, 1 %, ... 100 % of the positions stay within, nats.
     pub kl_percentiles: Vec<f64>,
-    /// The errors of embedding, layers and head, over the first window (512 tokens of it at most).
+    /// The errors of embedding, layers and head, over the first window (512 tokens of it at most); none where a side is TorchScript.
     pub layers: Vec<LayerError>,
     /// The first layer behind which the error rises as much as anywhere; `None` where nothing differs.
     pub steepest_layer: Option<String>,
@@ -139,7 +142,8 @@ impl Report {
     }
 }
 
-/// Compares the model directory `compressed` with the model directory `reference`.
+/// Compares the model `compressed` with the model `reference`: directories, or TorchScript files whose `forward` takes token ids
+/// `[1, seq]` and gives logits `[1, seq, vocab]`, alone or first.
 ///
 /// # Errors
 /// What loading and generating report; `InvalidArgument` for a text shorter than one window, a window that the models do not
@@ -152,45 +156,60 @@ pub fn compare(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report> {
     let dirs = [reference.as_ref(), compressed.as_ref()];
-    let text = Text::read(&options.text, dirs, options.window, options.max_windows)?;
-    let [reference, compressed] = load(dirs, options, progress)?;
-    let models = [reference.model(), compressed.model()];
+    let languages = languages(dirs, options.tokenizer.as_deref())?;
+    let text = Text::read(&options.text, languages, options.window, options.max_windows)?;
+    let sides = open(dirs, languages, options, progress)?;
+    let [reference, compressed] = sides.each_ref();
     let mut scores = Scores::default();
     for (index, window) in text.windows().enumerate() {
         progress(Progress { stage: "text", done: index, total: text.count() });
-        scores.read(models, window)?;
+        scores.read([reference, compressed], window)?;
         if scores.divergence.kl.iter().any(|kl| kl.is_nan()) {
             return Err(not_finite(dirs, &scores, index));
         }
     }
     progress(Progress { stage: "text", done: text.count(), total: text.count() });
-    let layers = match text.windows().next() {
-        Some(window) => layer_errors(models[0], models[1], window)?,
-        None => Vec::new(),
+    let layers = match (text.windows().next(), reference.model(), compressed.model()) {
+        (Some(window), Some(reference), Some(compressed)) => layer_errors(reference, compressed, window)?,
+        _ => Vec::new(),
     };
-    let greedy = answer_all([&reference, &compressed], options, progress)?;
+    let greedy = answer_all([reference, compressed], options, progress)?;
     let names = [dirs[0], dirs[1], &options.text].map(|path| path.display().to_string());
-    Ok(report(names, scores, &text, models, layers, greedy))
+    let weight_bytes = [reference.weight_bytes()?, compressed.weight_bytes()?];
+    Ok(report(names, scores, &text, weight_bytes, layers, greedy))
 }
 
-fn load(
-    dirs: [&Path; 2],
+/// The directories whose tokenizers belong to the two models.
+fn languages<'a>(paths: [&'a Path; 2], tokenizer: Option<&'a Path>) -> Result<[&'a Path; 2]> {
+    let [reference, compressed] = paths;
+    let of = |own: &'a Path, other: &'a Path| match (own.is_file(), tokenizer, other.is_file()) {
+        (false, _, _) => Ok(own),
+        (true, Some(tokenizer), _) => Ok(tokenizer),
+        (true, None, false) => Ok(other),
+        (true, None, true) => Err(Error::invalid(
+            "--tokenizer",
+            format!("{} has none; name the model directory whose tokenizer belongs to it", own.display()),
+        )),
+    };
+    Ok([of(reference, compressed)?, of(compressed, reference)?])
+}
+
+fn open(
+    paths: [&Path; 2],
+    languages: [&Path; 2],
     options: &Options,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<[Generator; 2]> {
-    let Options { device, kind, threads, .. } = *options;
-    let load = LoadOptions { device, kind, threads, ..LoadOptions::default() };
-    let [reference, compressed] = dirs;
+) -> Result<[Side; 2]> {
     progress(Progress { stage: "load", done: 0, total: 2 });
-    let reference = Generator::open(reference, &load)?;
+    let reference = Side::open(paths[0], languages[0], options)?;
     progress(Progress { stage: "load", done: 1, total: 2 });
-    let compressed = Generator::open(compressed, &load)?;
+    let compressed = Side::open(paths[1], languages[1], options)?;
     progress(Progress { stage: "load", done: 2, total: 2 });
     Ok([reference, compressed])
 }
 
 fn answer_all(
-    generators: [&Generator; 2],
+    sides: [&Side; 2],
     options: &Options,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Vec<GreedyAgreement>> {
@@ -198,7 +217,7 @@ fn answer_all(
     let mut answers = Vec::with_capacity(total);
     for (done, prompt) in options.prompts.iter().enumerate() {
         progress(Progress { stage: "prompts", done, total });
-        answers.push(greedy(generators, prompt, options)?);
+        answers.push(greedy(sides, prompt, options)?);
     }
     if total > 0 {
         progress(Progress { stage: "prompts", done: total, total });
@@ -218,7 +237,7 @@ fn report(
     [reference, compressed, read]: [String; 3],
     scores: Scores,
     text: &Text,
-    models: [&Model; 2],
+    [weight_bytes_reference, weight_bytes_compressed]: [usize; 2],
     layers: Vec<LayerError>,
     greedy: Vec<GreedyAgreement>,
 ) -> Report {
@@ -232,8 +251,8 @@ fn report(
         tokens_scored: scores.text[0].tokens,
         windows: text.count(),
         window: text.window(),
-        weight_bytes_reference: models[0].weight_bytes(),
-        weight_bytes_compressed: models[1].weight_bytes(),
+        weight_bytes_reference,
+        weight_bytes_compressed,
         per_window: scores.windows,
         kl_percentiles: scores.divergence.percentiles(),
         steepest_layer: steepest(&layers).map(|error| error.layer.clone()),

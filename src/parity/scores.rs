@@ -1,11 +1,11 @@
 //! What is summed up over the windows of a text.
 
 use super::divergence::{divergence, PositionDivergence};
-use super::logits::{in_chunks, logits, PIECE_POSITIONS};
+use super::logits::{in_chunks, PIECE_POSITIONS};
 use super::perplexity::{perplexity, TextScore};
 use super::report::WindowScore;
+use super::side::Side;
 use crate::error::Result;
-use crate::runtime::Model;
 
 /// Scores of all windows read.
 #[derive(Debug, Default)]
@@ -18,15 +18,14 @@ pub(super) struct Scores {
 
 impl Scores {
     /// Lets both models read `window` piece by piece and scores every token but the first.
-    pub(super) fn read(&mut self, models: [&Model; 2], window: &[i64]) -> Result<()> {
-        let [mut cache, mut other_cache] =
-            [models[0].new_cache(1, window.len())?, models[1].new_cache(1, window.len())?];
+    pub(super) fn read(&mut self, sides: [&Side; 2], window: &[i64]) -> Result<()> {
         let (read, targets) = (&window[..window.len() - 1], &window[1..]);
+        let [mut reference_reads, mut compressed_reads] = [sides[0].read(read)?, sides[1].read(read)?];
         let mut text = [TextScore::default(); 2];
         let mut apart = PositionDivergence::default();
         for (ids, targets) in read.chunks(PIECE_POSITIONS).zip(targets.chunks(PIECE_POSITIONS)) {
-            let reference = logits(models[0], &mut cache, ids)?;
-            let compressed = logits(models[1], &mut other_cache, ids)?;
+            let reference = reference_reads.next(ids)?;
+            let compressed = compressed_reads.next(ids)?;
             in_chunks([&reference, &compressed], targets, |reference, compressed, targets| {
                 text[0].add(perplexity(reference, targets)?);
                 text[1].add(perplexity(compressed, targets)?);

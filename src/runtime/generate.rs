@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
-use super::stop::{stop_tokens, StopReason, StopStrings};
+use super::stop::{StopReason, StopStrings};
 use super::tokenizer::{TextStream, Tokenizer};
-use super::{ChatTemplate, LoadOptions, Message, Model, Sampler, SamplerOptions};
+use super::{ChatTemplate, Language, LoadOptions, Message, Model, Sampler, SamplerOptions};
 use crate::error::{Error, Result, TorchContext};
 use crate::model::{DecodeStep, KvCache, LogitsOf};
 
@@ -81,9 +81,7 @@ pub struct Generation {
 #[derive(Debug)]
 pub struct Generator {
     model: Model,
-    tokenizer: Tokenizer,
-    chat: Option<ChatTemplate>,
-    stop_tokens: Vec<u32>,
+    language: Language,
 }
 
 impl Generator {
@@ -94,9 +92,8 @@ impl Generator {
     pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let dir = dir.as_ref();
         // The small files first: a broken one is reported before a large model is read.
-        let (tokenizer, chat) = (Tokenizer::from_dir(dir)?, ChatTemplate::from_dir(dir)?);
-        let stop_tokens = stop_tokens(dir)?;
-        Ok(Self { model: Model::load(dir, options)?, tokenizer, chat, stop_tokens })
+        let language = Language::open(dir)?;
+        Ok(Self { model: Model::load(dir, options)?, language })
     }
 
     /// The model.
@@ -106,12 +103,16 @@ impl Generator {
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.language.tokenizer
+    }
+
+    pub(crate) fn language(&self) -> &Language {
+        &self.language
     }
 
     /// The chat template, if the model has one.
     pub fn chat(&self) -> Option<&ChatTemplate> {
-        self.chat.as_ref()
+        self.language.chat.as_ref()
     }
 
     /// The token ids of `prompt`, special tokens included.
@@ -119,17 +120,7 @@ impl Generator {
     /// # Errors
     /// `InvalidArgument` for a conversation where the model has no chat template, or one it refuses.
     pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        match prompt {
-            Prompt::Tokens(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => self.tokenizer.encode(text, true),
-            Prompt::Chat(messages) => {
-                let template = self.chat.as_ref().ok_or_else(|| {
-                    Error::invalid("chat", "the model has no chat template; give a plain prompt instead")
-                })?;
-                // The template writes the special tokens itself.
-                self.tokenizer.encode(&template.render(messages, true)?, false)
-            }
-        }
+        self.language.encode(prompt)
     }
 
     /// Continues all `prompts` together; `on_piece` sees the text as it comes and may end the generation.
@@ -148,7 +139,7 @@ impl Generator {
         let ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>>>()?;
         ids.iter().enumerate().try_for_each(|(i, ids)| self.check_prompt(i, ids))?;
         let mut answers = (ids.iter().enumerate())
-            .map(|(i, ids)| Answer::new(&self.tokenizer, i, ids, options))
+            .map(|(i, ids)| Answer::new(&self.language.tokenizer, i, ids, options))
             .collect::<Result<Vec<_>>>()?;
         let Some(longest) = ids.iter().map(Vec::len).max() else { return Ok(Vec::new()) };
         let start = Instant::now();
@@ -249,9 +240,12 @@ impl Generator {
         for (answer, row) in answers.iter_mut().zip(rows) {
             next.push(match answer.ended {
                 Some(_) => 0,
-                None => {
-                    answer.take_token(|sampler| sampler.sample(row), &self.stop_tokens, options, on_piece)?
-                }
+                None => answer.take_token(
+                    |sampler| sampler.sample(row),
+                    &self.language.stop_tokens,
+                    options,
+                    on_piece,
+                )?,
             });
         }
         Ok(next)
@@ -269,7 +263,7 @@ impl Generator {
         for (answer, &token) in answers.iter_mut().zip(tokens) {
             next.push(match answer.ended {
                 Some(_) => 0,
-                None => answer.take_token(|_| known(token), &self.stop_tokens, options, on_piece)?,
+                None => answer.take_token(|_| known(token), &self.language.stop_tokens, options, on_piece)?,
             });
         }
         Ok(next)

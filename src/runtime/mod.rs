@@ -2,6 +2,7 @@
 
 mod chat;
 mod generate;
+mod language;
 mod load;
 mod memory;
 mod sampler;
@@ -10,6 +11,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use generate::{GenerateOptions, Generation, Generator, Piece, Prompt};
+pub(crate) use language::Language;
 pub use load::{LoadOptions, Model};
 pub use memory::{peak_rss_bytes, rss_bytes};
 pub use sampler::{Sampler, SamplerOptions};

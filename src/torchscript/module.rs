@@ -11,7 +11,7 @@ use super::ivalue::Value;
 use super::text::{check, path_to_c, take, to_c};
 use crate::error::{Error, Result};
 
-/// `torch::jit::Module`.
+/// `codecllm_module`.
 #[repr(C)]
 pub(super) struct RawModule {
     _private: [u8; 0],
@@ -40,7 +40,7 @@ extern "C" {
 const PARAMETERS: c_int = 0;
 const BUFFERS: c_int = 1;
 
-/// A TorchScript module, patched or not.
+/// A TorchScript module, patched or not, with the extra files of its archive.
 ///
 /// The methods that run it are named as those of [`tch::CModule`] and may be called from several threads at once.
 #[derive(Debug)]
@@ -88,12 +88,11 @@ impl Module {
         }
     }
 
-    /// Takes a module that C++ gave away.
-    pub(super) fn own(raw: *mut RawModule, origin: &str) -> Self {
-        Self { raw, origin: origin.to_owned() }
+    pub(super) fn raw(&self) -> *const RawModule {
+        self.raw
     }
 
-    pub(super) fn raw(&self) -> *const RawModule {
+    pub(super) fn raw_mut(&mut self) -> *mut RawModule {
         self.raw
     }
 
@@ -202,6 +201,19 @@ impl Module {
     /// What libtorch reports.
     pub fn named_buffers(&self) -> Result<Vec<(String, Tensor)>> {
         self.tensors(BUFFERS)
+    }
+
+    /// Bytes of parameters and buffers; memory that several share counts once.
+    ///
+    /// # Errors
+    /// What libtorch reports.
+    pub fn tensor_bytes(&self) -> Result<usize> {
+        let mut seen = std::collections::HashSet::new();
+        let tensors = self.named_parameters()?.into_iter().chain(self.named_buffers()?);
+        Ok(tensors
+            .filter(|(_, tensor)| tensor.numel() > 0 && seen.insert(tensor.data_ptr() as usize))
+            .map(|(_, tensor)| tensor.numel() * tensor.kind().elt_size_in_bytes())
+            .sum())
     }
 
     fn tensors(&self, which: c_int) -> Result<Vec<(String, Tensor)>> {

@@ -88,6 +88,25 @@ impl TorchscriptParity {
         self.outputs.iter().map(|output| output.relative_error).fold(0.0, f64::max)
     }
 
+    /// An error where the mean divergence of an output is above `most` nats.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the output.
+    pub fn check(&self, most: f64) -> Result<()> {
+        // NaN is above everything.
+        let above = |divergence: f64| !(divergence <= most);
+        match self.outputs.iter().find(|output| output.mean_divergence.is_some_and(above)) {
+            None => Ok(()),
+            Some(output) => {
+                let mean = output.mean_divergence.unwrap_or_default();
+                Err(Error::corrupt(
+                    &*output.name,
+                    format!("KL mean is {mean:.4} nats, wanted at most {most}"),
+                ))
+            }
+        }
+    }
+
     /// Whether all outputs are the same, element by element.
     pub fn is_exact(&self) -> bool {
         self.outputs.iter().all(|output| output.max_difference == 0.0)
@@ -169,8 +188,9 @@ fn compare_tensors(name: &str, reference: &Tensor, other: &Tensor) -> Result<Out
         same_top = Some(same.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]));
         let [p, q] = [left, right].map(|logits| logits.log_softmax(-1, Kind::Double));
         let divergence = (p.exp() * (&p - q)).sum_dim_intlist(-1i64, false, Kind::Double);
-        // A distribution with itself is zero; rounding may leave less.
-        mean_divergence = Some(divergence.mean(Kind::Double).double_value(&[]).max(0.0));
+        let mean = divergence.mean(Kind::Double).double_value(&[]);
+        // A distribution with itself is zero; rounding may leave less. (`max` would hide a NaN.)
+        mean_divergence = Some(if mean < 0.0 { 0.0 } else { mean });
     }
     let difference = differences(&left, &right);
     let rms = |tensor: &Tensor| tensor.square().mean(Kind::Double).sqrt().double_value(&[]);

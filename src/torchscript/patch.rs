@@ -119,8 +119,7 @@ pub fn patch_linears(module: &mut Module, options: &PatchOptions) -> Result<Patc
     if chosen.is_empty() {
         return Ok(report);
     }
-    let patched = survey.patch(&chosen, module.origin())?;
-    *module = patched;
+    survey.patch(module, &chosen)?;
     Ok(report)
 }
 

@@ -27,10 +27,10 @@ extern "C" {
     fn codecllm_matrix_obstacle(survey: *const RawSurvey, matrix: usize) -> *mut c_char;
     fn codecllm_survey_patch(
         survey: *mut RawSurvey,
+        module: *mut RawModule,
         count: usize,
         matrices: *const usize,
         buffers: *const *const C_tensor,
-        out: *mut *mut RawModule,
     ) -> *mut c_char;
 }
 
@@ -102,17 +102,17 @@ impl Survey {
         }
     }
 
-    /// A module in which the matrices with these numbers are replaced by their buffers. `origin` is its file.
-    pub(super) fn patch(&mut self, chosen: &[(usize, [Tensor; 5])], origin: &str) -> Result<Module> {
+    /// Replaces the matrices with these numbers by their buffers in `module`, which was surveyed.
+    pub(super) fn patch(&mut self, module: &mut Module, chosen: &[(usize, [Tensor; 5])]) -> Result<()> {
         let numbers: Vec<usize> = chosen.iter().map(|(number, _)| *number).collect();
         let buffers: Vec<*const C_tensor> =
             chosen.iter().flat_map(|(_, buffers)| buffers.iter().map(Tensor::as_ptr)).collect();
-        let mut raw = std::ptr::null_mut();
-        // SAFETY: a survey that is alive, numbers that it gave, five tensors for each, and a place for the module.
+        let origin = module.origin().to_owned();
+        // SAFETY: a survey and its module that are alive, the latter borrowed mutably; numbers that the survey gave, and five tensors
+        // for each.
         let message = unsafe {
-            codecllm_survey_patch(self.0, numbers.len(), numbers.as_ptr(), buffers.as_ptr(), &raw mut raw)
+            codecllm_survey_patch(self.0, module.raw_mut(), numbers.len(), numbers.as_ptr(), buffers.as_ptr())
         };
-        check(message, origin)?;
-        Ok(Module::own(raw, origin))
+        check(message, &origin)
     }
 }
