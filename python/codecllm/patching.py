@@ -29,8 +29,8 @@ def patch_(
 ) -> PatchReport:
     """Compresses the weight of every `torch.nn.Linear` in `module`, in place, and reports what it did.
 
-    `preset` is int8, lossless, near, balanced or small; `bits` asks instead for that many bits a weight, 2.5 to 8.5, over all
-    patched weights together. `layout` is fast or small. `include` and `exclude` are glob patterns of full tensor
+    `preset` is int8, lossless, near, balanced or small; `bits` asks instead for that many bits a weight, 2.5 to 8.5. A size
+    is met by all patched weights together, to within what the command line allows. `layout` is fast or small. `include` and `exclude` are glob patterns of full tensor
     paths (`model.layers.*.mlp.*.weight`); an `include` that matches no matrix is an error. With `embeddings` the tables of
     `torch.nn.Embedding` are compressed too. A weight that several layers share is compressed once and stays shared, or
     stays as it is where one of them cannot be patched.
@@ -49,8 +49,8 @@ def patch_(
 
     reasons = [(matrix, reason_to_leave(matrix)) for matrix in found]
     coded = _compress([matrix for matrix, reason in reasons if reason is None], target, layout)
-    reasons += [(one.matrix, one.not_smaller()) for one in coded if target == "lossless"]
-    kept = [one for one in coded if target != "lossless" or one.not_smaller() is None]
+    reasons += [(one.matrix, "coded it would not be smaller") for one in coded if one.size == 0]
+    kept = [one for one in coded if one.size > 0]
     for one in kept:
         one.put()
     skipped = [Skipped(path, reason) for matrix, reason in reasons if reason is not None for path in matrix.paths]
@@ -66,13 +66,8 @@ class _Coded:
 
     @property
     def size(self) -> int:
-        """Bytes of all buffers."""
+        """Bytes of all buffers; 0 where coding did not make the matrix smaller."""
         return sum(buffer.numel() for buffer in self.buffers)
-
-    def not_smaller(self) -> str | None:
-        """Why it is better left as it is."""
-        before = self.matrix.weight.nbytes
-        return f"coded it has {self.size} bytes, as it is {before}" if self.size >= before else None
 
     def put(self) -> None:
         """Replaces every layer that has the matrix."""
