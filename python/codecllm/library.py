@@ -49,6 +49,5 @@ def _find() -> Path:
             return place
     looked = ", ".join(map(str, places))
     raise FileNotFoundError(
-        f"{FILE_NAME}: not found (looked at {looked}); build it with `cargo build --release`,"
-        f" or name it in {VARIABLE}"
+        f"{FILE_NAME}: not found (looked at {looked}); build it with `cargo build --release`, or name it in {VARIABLE}"
     )

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ class CompressedWeight(nn.Module):
     """A compressed matrix as U8 buffers, in the place of the parameter `weight`.
 
     A buffer's full name is the weight's path, a dot and one of `BUFFER_NAMES`, as in the files that `codecllm compress`
-    writes. `like` is empty, [rows, 0, columns], and stands for the weight's shape and dtype; it is not saved. Layers that
-    share a weight share this module, so that it stays one when it moves.
+    writes. `like` is empty, [rows, 0, columns], and stands for the weight's shape and dtype; it is not saved. Layers
+    that share a weight share this module, so that it stays one when it moves.
     """
 
-    __jit_unused_properties__ = ["shape", "dtype", "device"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["shape", "dtype", "device"]
 
     header: Tensor
     scales: Tensor
@@ -127,7 +127,14 @@ class Linear(nn.Module):
         """As `torch.nn.Linear`."""
         weight = self.weight
         return torch.ops.codecllm.linear(
-            x, weight.header, weight.scales, weight.tables, weight.tiles, weight.payload, weight.like, self.bias,
+            x,
+            weight.header,
+            weight.scales,
+            weight.tables,
+            weight.tiles,
+            weight.payload,
+            weight.like,
+            self.bias,
             weight.path,
         )
 

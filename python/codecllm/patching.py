@@ -29,11 +29,13 @@ def patch_(
 ) -> PatchReport:
     """Compresses the weight of every `torch.nn.Linear` in `module`, in place, and reports what it did.
 
-    `preset` is int8, lossless, near, balanced or small; `bits` asks instead for that many bits a weight, 2.5 to 8.5. A size
-    is met by all patched weights together, to within what the command line allows. `layout` is fast or small. `include` and `exclude` are glob patterns of full tensor
-    paths (`model.layers.*.mlp.*.weight`); an `include` that matches no matrix is an error. With `embeddings` the tables of
-    `torch.nn.Embedding` are compressed too. A weight that several layers share is compressed once and stays shared, or
-    stays as it is where one of them cannot be patched.
+    `preset` is int8, lossless, near, balanced or small; `bits` asks instead for that many bits a weight, 2.5 to 8.5. A
+    size is met by all patched weights together, to within what the command line allows. `layout` is fast or small.
+    `include` and `exclude` are glob patterns of full tensor paths (`model.layers.*.mlp.*.weight`); an `include` that
+    matches no matrix is an error. With `embeddings` the tables of `torch.nn.Embedding` are compressed too.
+
+    A weight that several layers share is compressed once and stays shared, or stays as it is where one of them cannot be
+    patched. A module that computes with a layer's weight itself, not by calling the layer, needs that layer excluded.
 
     Nothing is changed where an error is raised.
     """
@@ -133,9 +135,7 @@ def _unmatched(found: list[Matrix], include: Sequence[str], exclude: Sequence[st
     return tuple(pattern for pattern in exclude if not matches(pattern))
 
 
-def _not_chosen(
-    matrix: Matrix, include: Sequence[str], exclude: Sequence[str], min_weights: int
-) -> str | None:
+def _not_chosen(matrix: Matrix, include: Sequence[str], exclude: Sequence[str], min_weights: int) -> str | None:
     """Why the caller does not want the matrix. A shared one is chosen by any of its paths, and excluded by any."""
     for path in matrix.paths:
         for pattern in exclude:

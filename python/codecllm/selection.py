@@ -18,7 +18,7 @@ class Holder:
 
     parent: nn.Module
     name: str
-    layer: nn.Module
+    layer: nn.Linear | nn.Embedding
     path: str
     """Of its weight, in full."""
 

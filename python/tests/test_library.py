@@ -22,9 +22,9 @@ class LibraryTest(TestCase):
         self.assertTrue(torch.ops.codecllm.embedding.default)
 
     def test_the_variable_names_the_file(self) -> None:
-        with mock.patch.dict(os.environ, {"CODECLLM_LIBRARY": "/nowhere/lib.so"}):
-            with self.assertRaisesRegex(FileNotFoundError, "/nowhere/lib.so"):
-                codecllm.load_library()
+        named = mock.patch.dict(os.environ, {"CODECLLM_LIBRARY": "/nowhere/lib.so"})
+        with named, self.assertRaisesRegex(FileNotFoundError, "/nowhere/lib.so"):
+            codecllm.load_library()
 
     def test_without_the_variable_it_says_where_it_looked(self) -> None:
         with mock.patch.dict(os.environ), mock.patch.object(Path, "is_file", return_value=False):
@@ -34,8 +34,9 @@ class LibraryTest(TestCase):
 
     def test_another_file_is_refused(self) -> None:
         with tempfile.NamedTemporaryFile(suffix=".so") as file:
-            with self.assertRaisesRegex(OSError, f"{file.name}: it does not load into torch"):
-                codecllm.load_library(file.name)
+            path = file.name
+            with self.assertRaisesRegex(OSError, f"{path}: it does not load into torch"):
+                codecllm.load_library(path)
 
     def test_a_missing_model_is_named(self) -> None:
         with self.assertRaisesRegex(FileNotFoundError, "nothing.pt: no such file, wanted a TorchScript file"):

@@ -65,7 +65,8 @@ class PatchedFileTest(TestCase):
         buffers = dict(module.named_buffers())
         for name in codecllm.BUFFER_NAMES:
             for layer in (0, 2, 4):
-                self.assertTrue(torch.equal(buffers[f"{layer}.weight_{name}"], getattr(eager[layer].weight, name)), name)
+                want = getattr(eager[layer].weight, name)
+                self.assertTrue(torch.equal(buffers[f"{layer}.weight_{name}"], want), name)
 
     def test_lossless_is_bit_for_bit(self) -> None:
         path, _, _ = fixture("mlp")
