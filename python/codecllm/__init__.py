@@ -11,12 +11,11 @@ The work is done by the operators of libcodecllm.so, which `load_library` finds.
 
 from .library import load, load_library
 from .modules import BUFFER_NAMES, CompressedWeight, Embedding, Linear
-from .patching import DEFAULT_MIN_WEIGHTS, patch_
+from .patching import patch_
 from .report import Patched, PatchReport, Skipped
 
 __all__ = [
     "BUFFER_NAMES",
-    "DEFAULT_MIN_WEIGHTS",
     "CompressedWeight",
     "Embedding",
     "Linear",

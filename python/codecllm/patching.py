@@ -12,9 +12,6 @@ from .modules import BUFFER_NAMES, CompressedWeight, Embedding, Linear
 from .report import Patched, PatchReport, Skipped
 from .selection import Matrix, find_matrices
 
-DEFAULT_MIN_WEIGHTS = 4096
-"""Smaller matrices stay as they are: there the tables and headers weigh as much as what is saved."""
-
 
 def patch_(
     module: nn.Module,
@@ -24,18 +21,19 @@ def patch_(
     layout: str = "fast",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    min_weights: int = DEFAULT_MIN_WEIGHTS,
+    min_weights: int = 0,
     embeddings: bool = False,
 ) -> PatchReport:
     """Compresses the weight of every `torch.nn.Linear` in `module`, in place, and reports what it did.
 
     `preset` is int8, lossless, near, balanced or small; `bits` asks instead for that many bits a weight, 2.5 to 8.5. A
     size is met by all patched weights together, to within what the command line allows. `layout` is fast or small.
-    `include` and `exclude` are glob patterns of full tensor paths (`model.layers.*.mlp.*.weight`); an `include` that
-    matches no matrix is an error. With `embeddings` the tables of `torch.nn.Embedding` are compressed too.
+    `include` and `exclude` are glob patterns of full tensor paths (`model.layers.*.mlp.*.weight`); one that matches no
+    matrix that could be patched is an error. Matrices of fewer than `min_weights` stay as they are, and so do tables of
+    `torch.nn.Embedding` unless `embeddings` asks for them; one that is a head's weight as well is compressed with it.
 
-    A weight that several layers share is compressed once and stays shared, or stays as it is where one of them cannot be
-    patched. A module that computes with a layer's weight itself, not by calling the layer, needs that layer excluded.
+    A weight that several layers share is compressed once and stays shared, or stays as it is where one of them cannot
+    be patched. A module that computes with a layer's weight itself, not by calling the layer, needs that layer excluded.
 
     Nothing is changed where an error is raised.
     """
@@ -43,20 +41,17 @@ def patch_(
     load_library()
     target = preset if bits is None else f"bits {bits}"
     found = find_matrices(module)
-    unmatched = _unmatched(found, include, exclude)
-
-    def reason_to_leave(matrix: Matrix) -> str | None:
-        reason = matrix.obstacle(embeddings) or _not_chosen(matrix, include, exclude, min_weights)
-        return _not_exact(matrix.weight) if reason is None and target == "lossless" else reason
-
-    reasons = [(matrix, reason_to_leave(matrix)) for matrix in found]
-    coded = _compress([matrix for matrix, reason in reasons if reason is None], target, layout)
-    reasons += [(one.matrix, "coded it would not be smaller") for one in coded if one.size == 0]
+    reasons = {matrix: matrix.obstacle(embeddings, min_weights) for matrix in found}
+    reasons |= _not_chosen([matrix for matrix in found if reasons[matrix] is None], include, exclude)
+    if target == "lossless":
+        reasons |= {matrix: _not_exact(matrix.weight) for matrix in found if reasons[matrix] is None}
+    coded = _compress([matrix for matrix in found if reasons[matrix] is None], target, layout)
+    reasons |= {one.matrix: "coded it would not be smaller" for one in coded if one.size == 0}
     kept = [one for one in coded if one.size > 0]
     for one in kept:
         one.put()
-    skipped = [Skipped(path, reason) for matrix, reason in reasons if reason is not None for path in matrix.paths]
-    return PatchReport(target, tuple(one.report() for one in kept), tuple(skipped), unmatched)
+    skipped = [Skipped(matrix.paths, reason) for matrix, reason in reasons.items() if reason is not None]
+    return PatchReport(target, tuple(one.report() for one in kept), tuple(skipped))
 
 
 @dataclass(frozen=True)
@@ -116,36 +111,27 @@ def _refuse_patched(module: nn.Module) -> None:
         raise ValueError(f"{type(module).__name__}: has no parent to be replaced in; patch the module that holds it")
 
 
-def _unmatched(found: list[Matrix], include: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
-    """The exclude patterns that match nothing. Errors for an include that does."""
-    for patterns in (include, exclude):
+def _not_chosen(candidates: list[Matrix], include: Sequence[str], exclude: Sequence[str]) -> dict[Matrix, str | None]:
+    """Why the patterns leave a matrix, or None. A shared one is included and excluded by any of its paths."""
+    paths = [path for matrix in candidates for path in matrix.paths]
+    for option, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
-            raise TypeError(f"{patterns!r}: include and exclude are lists of patterns, not one text")
-    paths = [path for matrix in found for path in matrix.paths]
+            raise TypeError(f"{option} {patterns!r}: is one text, wanted a list of patterns")
+        for pattern in patterns:
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                raise ValueError(
+                    f"{option} {pattern}: matches no matrix that could be patched"
+                    " (tensor paths look like model.layers.0.mlp.up_proj.weight)"
+                )
 
-    def matches(pattern: str) -> bool:
-        return any(fnmatchcase(path, pattern) for path in paths)
-
-    for pattern in include:
-        if not matches(pattern):
-            raise ValueError(
-                f"include {pattern}: matches no matrix of the module"
-                " (tensor paths look like model.layers.0.mlp.up_proj.weight)"
-            )
-    return tuple(pattern for pattern in exclude if not matches(pattern))
-
-
-def _not_chosen(matrix: Matrix, include: Sequence[str], exclude: Sequence[str], min_weights: int) -> str | None:
-    """Why the caller does not want the matrix. A shared one is chosen by any of its paths, and excluded by any."""
-    for path in matrix.paths:
+    def reason(matrix: Matrix) -> str | None:
         for pattern in exclude:
-            if fnmatchcase(path, pattern):
+            if any(fnmatchcase(path, pattern) for path in matrix.paths):
                 return f"excluded by {pattern}"
-    if include and not any(fnmatchcase(path, pattern) for path in matrix.paths for pattern in include):
-        return "not included"
-    if matrix.weight.numel() < min_weights:
-        return f"has {matrix.weight.numel()} weights, fewer than {min_weights}"
-    return None
+        included = not include or any(fnmatchcase(path, pattern) for path in matrix.paths for pattern in include)
+        return None if included else "not included"
+
+    return {matrix: reason(matrix) for matrix in candidates}
 
 
 def _not_exact(weight: torch.Tensor) -> str | None:

@@ -23,18 +23,17 @@ class Patched:
 class Skipped:
     """A matrix that stays as it is."""
 
-    path: str
+    paths: tuple[str, ...]
     reason: str
 
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was patched, what was not and why, and the `exclude` patterns that matched nothing."""
+    """What was patched, and what was not and why."""
 
     choice: str
     patched: tuple[Patched, ...]
     skipped: tuple[Skipped, ...]
-    unmatched: tuple[str, ...]
 
     @property
     def original_bytes(self) -> int:
@@ -57,6 +56,5 @@ class PatchReport:
             f"{len(self.patched)} weights compressed at {self.choice}: {self.original_bytes} to"
             f" {self.compressed_bytes} bytes, {self.bits_per_weight:.3f} bits a weight; {len(self.skipped)} left"
         ]
-        lines += [f"left: {one.path}: {one.reason}" for one in self.skipped]
-        lines += [f"matches nothing: exclude {pattern}" for pattern in self.unmatched]
+        lines += [f"left: {', '.join(one.paths)}: {one.reason}" for one in self.skipped]
         return "\n".join(lines)

@@ -23,7 +23,7 @@ class Holder:
     """Of its weight, in full."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matrix:
     """A weight, every layer that holds it, and what else of the module does."""
 
@@ -41,18 +41,21 @@ class Matrix:
         """Whether its rows are looked up one by one."""
         return any(isinstance(holder.layer, nn.Embedding) for holder in self.holders)
 
-    def obstacle(self, embeddings: bool) -> str | None:
-        """Why it cannot be patched."""
-        if self.has_embedding and not embeddings:
-            table = next(holder.path for holder in self.holders if isinstance(holder.layer, nn.Embedding))
-            return f"{table} is an embedding's; embeddings=True compresses it"
+    def obstacle(self, embeddings: bool, min_weights: int) -> str | None:
+        """Why it is no candidate."""
         if self.other_paths:
             return f"shares memory with {self.other_paths[0]}"
         if _span(self.weight) is None:
             return "has no weights (a lazy module, or one on the meta device?)"
         if self.weight.dtype not in DTYPES:
             return f"dtype {self.weight.dtype}, wanted float32, float16 or bfloat16"
-        return next((reason for holder in self.holders if (reason := _obstacle(holder))), None)
+        if reason := next((reason for holder in self.holders if (reason := _obstacle(holder))), None):
+            return reason
+        if not embeddings and all(isinstance(holder.layer, nn.Embedding) for holder in self.holders):
+            return "is an embedding's table, and embeddings were not asked for"
+        if self.weight.numel() < min_weights:
+            return f"has {self.weight.numel()} weights, fewer than the {min_weights} asked for"
+        return None
 
 
 def find_matrices(module: nn.Module) -> list[Matrix]:

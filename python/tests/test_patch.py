@@ -34,6 +34,20 @@ class OutputTest(TestCase):
                 self.assertEqual(len(report.patched), 3, report)
                 self.assertTrue(torch.equal(model(x), want))
 
+    def test_inputs_have_the_shapes_that_a_linear_takes(self) -> None:
+        model = mlp()
+        codecllm.patch_(model)
+        layer, x = model[0], inputs(6)
+        want = layer(x)
+        self.assertTrue(torch.equal(layer(x.reshape(2, 3, -1)), want.reshape(2, 3, -1)))
+        self.assertEqual(layer(x[0]).shape, (512,))
+        self.assertEqual(layer(x[:0]).shape, (0, 512))
+        self.assertTrue(torch.equal(layer(x.t().contiguous().t()), want))
+        with self.assertRaisesRegex(RuntimeError, "0.weight: input .*255"):
+            layer(x[:, 1:])
+        with torch.inference_mode():
+            self.assertTrue(torch.equal(layer(x), want))
+
     def test_a_budget_is_met_by_all_together(self) -> None:
         model, x = small.seeded(small.Bert(), exact=False), torch.arange(12).reshape(2, 6)
         want, _ = model(x, torch.ones_like(x))
@@ -44,7 +58,7 @@ class OutputTest(TestCase):
     def test_a_llama_with_everything_compressed(self) -> None:
         model, ids = stories15m(tied=True), torch.tensor([[1, 9038, 2501, 263, 931]])
         want = model(ids)
-        report = codecllm.patch_(model, embeddings=True)
+        report = codecllm.patch_(model)
         self.assertEqual(report.skipped, ())
         tied = [one.paths for one in report.patched if len(one.paths) > 1]
         self.assertEqual(tied, [("model.embed_tokens.weight", "lm_head.weight")])
@@ -69,8 +83,8 @@ class SelectionTest(TestCase):
         report = codecllm.patch_(model, exclude=["layers.1.*"])
         self.assertIsInstance(model.layers[0][0], codecllm.Linear)
         self.assertIs(type(model.layers[1][0]), nn.Linear)
-        left = [(one.path, one.reason) for one in report.skipped]
-        self.assertEqual(left, [("layers.1.0.weight", "excluded by layers.1.*")])
+        left = [(one.paths, one.reason) for one in report.skipped]
+        self.assertEqual(left, [(("layers.1.0.weight",), "excluded by layers.1.*")])
 
     def test_one_layer_under_two_names_stays_one(self) -> None:
         model = small.seeded(small.Twins())
@@ -78,20 +92,16 @@ class SelectionTest(TestCase):
         self.assertEqual(report.patched[0].paths, ("first.weight", "second.weight"))
         self.assertIs(model.first, model.second)
 
-    def test_an_unmatched_include_is_an_error_and_changes_nothing(self) -> None:
-        model = mlp()
-        with self.assertRaisesRegex(ValueError, r"include 9\.\*: matches no matrix"):
-            codecllm.patch_(model, include=["0.*", "9.*"])
-        self.assertIs(type(model[0]), nn.Linear)
+    def test_a_pattern_that_matches_nothing_is_an_error_and_changes_nothing(self) -> None:
+        for option in ("include", "exclude"):
+            model = mlp()
+            with self.subTest(option), self.assertRaisesRegex(ValueError, rf"{option} 9\.\*: matches no matrix"):
+                codecllm.patch_(model, **{option: ["0.*", "9.*"]})
+            self.assertIs(type(model[0]), nn.Linear)
 
     def test_one_text_as_patterns_is_an_error(self) -> None:
-        with self.assertRaisesRegex(TypeError, "lists of patterns"):
+        with self.assertRaisesRegex(TypeError, "exclude '0.*': is one text, wanted a list"):
             codecllm.patch_(mlp(), exclude="0.*")
-
-    def test_an_unmatched_exclude_is_reported(self) -> None:
-        report = codecllm.patch_(mlp(), exclude=["9.*"])
-        self.assertEqual(report.unmatched, ("9.*",))
-        self.assertIn("matches nothing: exclude 9.*", str(report))
 
     def test_what_cannot_be_patched_is_skipped_with_the_reason(self) -> None:
         model = nn.ModuleDict(
@@ -107,9 +117,10 @@ class SelectionTest(TestCase):
             }
         )
         model["hooked"].register_forward_hook(lambda *_: None)
-        report = codecllm.patch_(model)
+        report = codecllm.patch_(model, min_weights=65)
         self.assertEqual([one.paths for one in report.patched], [("plain.weight",)])
-        reasons = {one.path: one.reason for one in report.skipped}
+        self.assertIn("left: hooked.weight: has hooks", str(report))
+        reasons = {one.paths[0]: one.reason for one in report.skipped}
         self.assertIn("NonDynamicallyQuantizableLinear", reasons["attention.out_proj.weight"])
         self.assertIn("TransformerEncoderLayer, reads the weight", reasons["encoder.linear1.weight"])
         self.assertIn("float64", reasons["fp64.weight"])
@@ -119,15 +130,21 @@ class SelectionTest(TestCase):
         self.assertIn("lazy", reasons["lazy.weight"])
 
     def test_a_weight_shared_with_what_stays_stays_too(self) -> None:
-        model = stories15m(tied=True)
-        report = codecllm.patch_(model)
-        reasons = {one.path: one.reason for one in report.skipped}
-        self.assertEqual(set(reasons), {"lm_head.weight", "model.embed_tokens.weight"})
-        self.assertIn("embeddings=True compresses it", reasons["lm_head.weight"])
         model = mlp()
         model.register_buffer("view", model[0].weight[:2])
         report = codecllm.patch_(model)
-        self.assertEqual([(one.path, one.reason) for one in report.skipped], [("0.weight", "shares memory with view")])
+        left = [(one.paths, one.reason) for one in report.skipped]
+        self.assertEqual(left, [(("0.weight",), "shares memory with view")])
+
+    def test_a_table_is_compressed_where_it_is_asked_for_or_a_heads_too(self) -> None:
+        tied, untied = stories15m(tied=True), stories15m(tied=False)
+        self.assertEqual(
+            codecllm.patch_(tied, include=["lm_head.*"]).skipped[0].paths, ("model.layers.0.self_attn.q_proj.weight",)
+        )
+        self.assertIs(tied.lm_head.weight, tied.model.embed_tokens.weight)
+        left = codecllm.patch_(untied, include=["lm_head.*"]).skipped[0]
+        self.assertEqual(left.paths, ("model.embed_tokens.weight",))
+        self.assertIn("embeddings were not asked for", left.reason)
 
     def test_weights_that_no_half_type_holds_are_left_by_lossless(self) -> None:
         model = small.seeded(small.mlp(), exact=False)
@@ -141,7 +158,7 @@ class SelectionTest(TestCase):
         noise = torch.randint(-(2**15), 2**15, model[0].weight.shape, dtype=torch.int16)
         model[0].weight.data = noise.view(torch.bfloat16)
         report = codecllm.patch_(model, preset="lossless")
-        self.assertEqual([one.path for one in report.skipped], ["0.weight"])
+        self.assertEqual([one.paths for one in report.skipped], [("0.weight",)])
         self.assertIn("not be smaller", report.skipped[0].reason)
         self.assertIs(type(model[0]), nn.Linear)
 

@@ -50,8 +50,8 @@ class TracingTest(TestCase):
         codecllm.patch_(model)
         weight = model[0].weight
         sample = (inputs(3), *weight.buffers_in_order(), weight.like, model[0].bias.detach(), weight.path)
-        checks = ("test_schema", "test_faketensor")
-        torch.library.opcheck(torch.ops.codecllm.linear.default, sample, test_utils=checks)
+        torch.library.opcheck(torch.ops.codecllm.linear.default, sample)
+        torch.library.opcheck(torch.ops.codecllm.embedding.default, (torch.arange(3), *sample[1:7], weight.path))
 
     def test_backward_says_that_there_is_no_gradient(self) -> None:
         model = mlp()
