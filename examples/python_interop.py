@@ -7,6 +7,15 @@ usage: python_interop.py DENSE.pt PATCHED.pt PROMPT.safetensors TOKENIZER.json
     PYTHONPATH=python:.cache/python/torch python3 -s examples/python_interop.py \
         .cache/fixtures/torchscript/kv_cache.pt /tmp/patched.pt .cache/fixtures/torchscript/greedy.safetensors \
         .cache/models/stories15M-bf16/tokenizer.json
+
+prints
+
+    97664730 bytes dense, 49943048 patched
+    error of the logits: 0.0095 of their norm
+    tokens alike: 32 of 32
+    , there was a little girl named Lily. She loved to play outside in the sunshine. One day, she saw a big, red ball in
+
+(the embedding stays dense; `codecllm patch --embeddings` compresses it too).
 """
 
 import json

@@ -11,5 +11,8 @@ if [ -z "${CODECLLM_LIBRARY:-}" ] || [ -z "${CODECLLM:-}" ]; then
 fi
 export CODECLLM_LIBRARY=${CODECLLM_LIBRARY:-$PWD/target/debug/libcodecllm.so}
 export CODECLLM=${CODECLLM:-$PWD/target/debug/codecllm}
+# Compiled once, outside the source tree: importing torch takes seconds else, and several processes do.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$PWD/.cache/python/pycache
 PYTHONPATH=python:.cache/python/torch exec python3 -s -W ignore::DeprecationWarning -m unittest discover \
     --start-directory python/tests "$@"

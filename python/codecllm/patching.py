@@ -33,7 +33,7 @@ def patch_(
     `torch.nn.Embedding` unless `embeddings` asks for them; one that is a head's weight as well is compressed with it.
 
     A weight that several layers share is compressed once and stays shared, or stays as it is where one of them cannot
-    be patched. A module that computes with a layer's weight itself, not by calling the layer, needs that layer excluded.
+    be patched. Where a module computes with a layer's weight itself, not by calling the layer, exclude that layer.
 
     Nothing is changed where an error is raised.
     """

@@ -1,13 +1,16 @@
 """What the tests share: models, fixtures, the command line."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
@@ -95,6 +98,19 @@ def patched_file(path: Path, *options: str) -> Iterator[Path]:
         out = Path(folder) / "patched.pt"
         run_cli("patch", str(path), "-o", str(out), *options)
         yield out
+
+
+@contextmanager
+def by_way_of_scratch() -> Iterator[Callable[[Path, list[Tensor]], list[Tensor]]]:
+    """Runs a file in a process where compressed linears decode to scratch, then do what torch does with it."""
+    spawn = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, CODECLLM_FUSED_ROWS="0"), ProcessPoolExecutor(1, mp_context=spawn) as process:
+        yield lambda path, arguments: process.submit(_outputs, path, arguments).result()
+
+
+def _outputs(path: Path, arguments: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        return flat(codecllm.load(path)(*arguments))
 
 
 def run_cli(*arguments: str) -> str:

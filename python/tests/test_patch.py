@@ -197,6 +197,7 @@ class StateTest(TestCase):
         buffers = dict(model.named_buffers())
         self.assertTrue(all(buffers[name].dtype == torch.uint8 for name in names))
         self.assertEqual({name for name, _ in model.named_parameters()}, {"0.bias", "4.bias"})
+        self.assertEqual([key for key in model.state_dict() if key.startswith("0.")], ["0.bias", *names])
         self.assertEqual(sum(buffer.numel() for buffer in buffers.values()), report.compressed_bytes)
         self.assertLess(report.compressed_bytes, report.original_bytes / 3)
 
@@ -209,6 +210,7 @@ class StateTest(TestCase):
         for cast in casts:
             got = cast(copy.deepcopy(model)).float()
             for (name, one), (_, other) in zip(model.named_buffers(), got.named_buffers(), strict=True):
+                self.assertEqual(one.dtype, other.dtype, name)
                 self.assertTrue(torch.equal(one, other), name)
             self.assertLess(relative_error(got(x), want), 0.01)
 
