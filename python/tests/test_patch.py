@@ -1,9 +1,11 @@
 """Patching an eager module."""
 
 import copy
+import gc
 import io
 import tempfile
 import unittest
+import weakref
 from pathlib import Path
 
 import codecllm
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from support import DTYPES, MANY_ROWS, TestCase, inputs, mlp, relative_error, small, stories15m
+from support import DTYPES, MANY_ROWS, STORIES15M, TestCase, inputs, mlp, relative_error, run_cli, small, stories15m
 
 
 class OutputTest(TestCase):
@@ -201,6 +203,13 @@ class StateTest(TestCase):
         self.assertEqual(sum(buffer.numel() for buffer in buffers.values()), report.compressed_bytes)
         self.assertLess(report.compressed_bytes, report.original_bytes / 3)
 
+    def test_the_dense_weight_is_freed(self) -> None:
+        model = mlp()
+        dense = weakref.ref(model[0].weight)
+        codecllm.patch_(model)
+        gc.collect()
+        self.assertIsNone(dense())
+
     def test_casts_leave_the_bytes_alone(self) -> None:
         model, x = mlp(), inputs(3)
         codecllm.patch_(model)
@@ -246,6 +255,19 @@ class StateTest(TestCase):
             save_file(model.state_dict(), path)
             other.load_state_dict(load_file(path))
         self.assertTrue(torch.equal(other(x), model(x)))
+
+    def test_the_state_is_what_a_compressed_model_directory_holds(self) -> None:
+        model = stories15m(tied=True).bfloat16()
+        codecllm.patch_(model)
+        state = model.state_dict()
+        with tempfile.TemporaryDirectory() as folder:
+            run_cli("compress", str(STORIES15M), "-o", f"{folder}/out")
+            held = load_file(f"{folder}/out/model.safetensors")
+        for name, tensor in held.items():
+            self.assertTrue(torch.equal(state[name], tensor), name)
+        left = model.load_state_dict(held, strict=False)
+        self.assertEqual(left.unexpected_keys, [])
+        self.assertEqual(left.missing_keys, [f"lm_head.weight.{name}" for name in codecllm.BUFFER_NAMES])
 
     def test_a_state_of_another_shape_is_refused(self) -> None:
         model, other = mlp(), nn.Sequential(nn.Linear(128, 128))
