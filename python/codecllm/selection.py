@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+PLAIN = (Tensor, nn.Parameter)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # They hand the weights of their linears to kernels of their own.
 WEIGHT_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -46,7 +46,7 @@ class Matrix:
         if self.other_paths:
             return f"shares memory with {self.other_paths[0]}"
         if _span(self.weight) is None:
-            return "has no weights (a lazy module, or one on the meta device?)"
+            return f"a {type(self.weight).__name__} on {self.weight.device}, wanted plain weights in memory"
         if self.weight.dtype not in DTYPES:
             return f"dtype {self.weight.dtype}, wanted float32, float16 or bfloat16"
         if reason := next((reason for holder in self.holders if (reason := _obstacle(holder))), None):
@@ -91,8 +91,8 @@ def _place(weight: Tensor) -> Hashable:
 
 
 def _span(tensor: Tensor) -> range | None:
-    """The addresses of a tensor's elements; None where there are none (yet)."""
-    if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
+    """The addresses of a tensor's elements; None where there are none (yet), or a class of its own hides them."""
+    if type(tensor) not in PLAIN or tensor.is_meta or tensor.layout != torch.strided or tensor.numel() == 0:
         return None
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return range(tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size())

@@ -128,8 +128,8 @@ class SelectionTest(TestCase):
         self.assertIn("float64", reasons["fp64.weight"])
         self.assertIn("hooks", reasons["hooked.weight"])
         self.assertIn("64 weights, fewer than", reasons["tiny.weight"])
-        self.assertIn("meta", reasons["meta.weight"])
-        self.assertIn("lazy", reasons["lazy.weight"])
+        self.assertEqual(reasons["meta.weight"], "a Parameter on meta, wanted plain weights in memory")
+        self.assertEqual(reasons["lazy.weight"], "a UninitializedParameter on cpu, wanted plain weights in memory")
 
     def test_a_weight_shared_with_what_stays_stays_too(self) -> None:
         model = mlp()
