@@ -1,4 +1,4 @@
-// Registers codecllm::linear, codecllm::embedding and codecllm::compress with libtorch: what a patched TorchScript module and the
+// Registers codecllm::linear, projection, embedding and compress with libtorch: what a patched TorchScript module and the
 // Python package call.
 #include "operators.h"
 
@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -48,6 +49,8 @@ Tensor take(Tensor* owned) {
   return std::move(*tensor);
 }
 
+// x W^T + bias, or x W + bias for a W that was [in_features, out_features] and is compressed transposed.
+template <bool projects>
 Tensor linear(
     const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
     const Tensor& payload, const Tensor&, const optional<Tensor>& bias, c10::string_view path) {
@@ -59,7 +62,7 @@ Tensor linear(
     check_floats(*bias, "the bias", path);
   }
   Tensor* out = nullptr;
-  check(codecllm_linear(std::string(path).c_str(), &x, buffers.data(), has_bias ? &*bias : nullptr, &out));
+  check(codecllm_linear(std::string(path).c_str(), projects, &x, buffers.data(), has_bias ? &*bias : nullptr, &out));
   return take(out);
 }
 
@@ -144,39 +147,68 @@ Tensor embedding_on_meta(
 constexpr const char* NO_GRADIENT =
     ": no gradient flows through a compressed weight (run the model under torch.no_grad(), or train before it is patched)";
 
+template <bool projects>
+constexpr const char* NAME = projects ? "codecllm::projection" : "codecllm::linear";
+
+template <bool projects>
+Tensor redispatch(
+    const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
+    const Tensor& payload, const Tensor& like, const optional<Tensor>& bias, c10::string_view path) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow(NAME<projects>, "").template typed<decltype(linear<projects>)>();
+  return op.call(x, header, scales, tables, tiles, payload, like, bias, path);
+}
+
 // Forward as it is; backward refuses.
-struct LinearFunction : torch::autograd::Function<LinearFunction> {
+template <bool projects>
+struct LinearFunction : torch::autograd::Function<LinearFunction<projects>> {
   static Tensor forward(
       torch::autograd::AutogradContext*, const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables,
       const Tensor& tiles, const Tensor& payload, const Tensor& like, const optional<Tensor>& bias,
       std::string path) {
     at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("codecllm::linear", "").typed<decltype(linear)>();
-    return op.call(x, header, scales, tables, tiles, payload, like, bias, path);
+    return redispatch<projects>(x, header, scales, tables, tiles, payload, like, bias, path);
   }
   static torch::autograd::variable_list backward(
       torch::autograd::AutogradContext*, const torch::autograd::variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "codecllm::linear", NO_GRADIENT);
+    TORCH_CHECK_NOT_IMPLEMENTED(false, NAME<projects>, NO_GRADIENT);
   }
 };
 
+template <bool projects>
 Tensor linear_with_autograd(
     const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
     const Tensor& payload, const Tensor& like, const optional<Tensor>& bias, c10::string_view path) {
   const bool has_bias = bias.has_value() && bias->defined();
   const bool has_tangent = x._fw_grad(/*level=*/0).defined() || (has_bias && bias->_fw_grad(0).defined());
-  TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent, "codecllm::linear", NO_GRADIENT);
-  const bool bias_learns = has_bias && bias->requires_grad();
-  if (at::GradMode::is_enabled() && (x.requires_grad() || bias_learns)) {
-    return LinearFunction::apply(x, header, scales, tables, tiles, payload, like, bias, std::string(path));
+  TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent, NAME<projects>, NO_GRADIENT);
+  if (at::GradMode::is_enabled() && (x.requires_grad() || (has_bias && bias->requires_grad()))) {
+    return LinearFunction<projects>::apply(x, header, scales, tables, tiles, payload, like, bias, std::string(path));
   }
-  return LinearFunction::forward(nullptr, x, header, scales, tables, tiles, payload, like, bias, std::string(path));
+  at::AutoDispatchBelowADInplaceOrView below;
+  return redispatch<projects>(x, header, scales, tables, tiles, payload, like, bias, path);
 }
 
+// As a dense linear under autocast: in the lower dtype. What lies below must not cast again.
+template <bool projects, c10::DeviceType device>
+Tensor linear_with_autocast(
+    const Tensor& x, const Tensor& header, const Tensor& scales, const Tensor& tables, const Tensor& tiles,
+    const Tensor& payload, const Tensor& like, const optional<Tensor>& bias, c10::string_view path) {
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::autocast_dispatch_keyset);
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  const auto cast = [&](const Tensor& tensor) { return at::autocast::cached_cast(dtype, tensor, device); };
+  const bool has_bias = bias.has_value() && bias->defined();
+  const optional<Tensor> cast_bias = has_bias ? optional<Tensor>(cast(*bias)) : std::nullopt;
+  return redispatch<projects>(cast(x), header, scales, tables, tiles, payload, like, cast_bias, path);
+}
+
+#define CODECLLM_LINEAR_ARGUMENTS \
+  "(Tensor x, Tensor header, Tensor scales, Tensor tables, Tensor tiles, Tensor payload, Tensor like, Tensor? bias=None, " \
+  "str path='weight') -> Tensor"
+
 constexpr const char* SCHEMAS[] = {
-    "linear(Tensor x, Tensor header, Tensor scales, Tensor tables, Tensor tiles, Tensor payload, Tensor like, "
-    "Tensor? bias=None, str path='weight') -> Tensor",
+    "linear" CODECLLM_LINEAR_ARGUMENTS,
+    "projection" CODECLLM_LINEAR_ARGUMENTS,
     "embedding(Tensor ids, Tensor header, Tensor scales, Tensor tables, Tensor tiles, Tensor payload, Tensor like, "
     "str path='weight') -> Tensor",
     "compress(Tensor[] weights, str[] paths, bool[] row_access, str target='int8', str layout='fast') -> Tensor[]",
@@ -184,6 +216,18 @@ constexpr const char* SCHEMAS[] = {
 
 // Lives as long as the process.
 torch::Library* library = nullptr;
+
+template <bool projects>
+void register_linear(const char* name) {
+  library->impl(name, torch::dispatch(c10::DispatchKey::CPU, TORCH_FN(linear<projects>)));
+  library->impl(name, torch::dispatch(c10::DispatchKey::CUDA, TORCH_FN(linear<projects>)));
+  library->impl(name, torch::dispatch(c10::DispatchKey::Meta, TORCH_FN(linear_on_meta)));
+  library->impl(name, torch::dispatch(c10::DispatchKey::Autograd, TORCH_FN(linear_with_autograd<projects>)));
+  library->impl(
+      name, torch::dispatch(c10::DispatchKey::AutocastCPU, TORCH_FN((linear_with_autocast<projects, c10::kCPU>))));
+  library->impl(
+      name, torch::dispatch(c10::DispatchKey::AutocastCUDA, TORCH_FN((linear_with_autocast<projects, c10::kCUDA>))));
+}
 
 } // namespace
 
@@ -197,12 +241,10 @@ __attribute__((constructor)) static void codecllm_register_operators() {
   for (const char* schema : SCHEMAS) {
     library->def(schema, {at::Tag::pt2_compliant_tag});
   }
-  for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA}) {
-    library->impl("linear", torch::dispatch(key, TORCH_FN(linear)));
-    library->impl("embedding", torch::dispatch(key, TORCH_FN(embedding)));
-  }
-  library->impl("linear", torch::dispatch(c10::DispatchKey::Meta, TORCH_FN(linear_on_meta)));
+  register_linear<false>("linear");
+  register_linear<true>("projection");
+  library->impl("embedding", torch::dispatch(c10::DispatchKey::CPU, TORCH_FN(embedding)));
+  library->impl("embedding", torch::dispatch(c10::DispatchKey::CUDA, TORCH_FN(embedding)));
   library->impl("embedding", torch::dispatch(c10::DispatchKey::Meta, TORCH_FN(embedding_on_meta)));
   library->impl("compress", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(compress)));
-  library->impl("linear", torch::dispatch(c10::DispatchKey::Autograd, TORCH_FN(linear_with_autograd)));
 }

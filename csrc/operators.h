@@ -9,8 +9,9 @@
 extern "C" {
 
 // `buffers`: header, scales, tables, tiles, payload. `bias` may be null.
+// Where it `projects`, the dense weight was [in_features, out_features].
 char* codecllm_linear(
-    const char* path, const at::Tensor* x, const at::Tensor* const* buffers, const at::Tensor* bias, at::Tensor** out);
+    const char* path, bool projects, const at::Tensor* x, const at::Tensor* const* buffers, const at::Tensor* bias, at::Tensor** out);
 
 // Rows in the dtype of `like`.
 char* codecllm_embedding(

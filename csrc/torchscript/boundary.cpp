@@ -1,9 +1,11 @@
 #include "boundary.h"
 
+#include <limits>
+
 #include "../boundary.h"
 
 char* codecllm_survey_new(const codecllm_module* module, codecllm::Survey** out) {
-  return codecllm::guarded([&] { *out = new codecllm::Survey(module->module); });
+  return codecllm::guarded([&] { *out = new codecllm::Survey(module->module, module->constant_bytes); });
 }
 
 void codecllm_survey_free(codecllm::Survey* survey) {
@@ -57,5 +59,7 @@ char* codecllm_survey_patch(
       chosen.emplace(matrices[index], std::move(own));
     }
     module->module = codecllm::patched(*survey, chosen);
+    // Written by this process.
+    module->constant_bytes = std::numeric_limits<std::size_t>::max();
   });
 }

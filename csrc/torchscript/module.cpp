@@ -1,12 +1,14 @@
 #include "module.h"
 
 #include <fstream>
+#include <unordered_map>
 #include <vector>
 
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include "../boundary.h"
+#include "tensors.h"
 
 namespace {
 
@@ -28,13 +30,48 @@ torch::jit::ExtraFilesMap names_of_extra_files(const std::string& path) {
   return extra_files;
 }
 
+// Bytes of all records in a folder of the archive.
+std::size_t bytes_in(const std::string& path, const std::string& folder) {
+  caffe2::serialize::PyTorchStreamReader archive(path);
+  std::size_t bytes = 0;
+  for (const std::string& record : archive.getAllRecords()) {
+    if (record.compare(0, folder.size(), folder) == 0) {
+      bytes += archive.getRecordSize(record);
+    }
+  }
+  return bytes;
+}
+
+// libtorch believes the index about how large a tensor is, not the record with its bytes: it would read behind the end of a shorter
+// one.
+void check_records(const torch::jit::Module& module, std::size_t stored) {
+  std::unordered_map<const void*, std::size_t> storages;
+  for (const auto& submodule : module.modules()) {
+    if (submodule.find_method("__setstate__").has_value()) {
+      // It makes tensors of its own, which no record holds.
+      return;
+    }
+  }
+  for (const auto& attribute : module.attributes()) {
+    codecllm::for_each_tensor(attribute, [&](const at::Tensor& tensor) {
+      storages[tensor.storage().unsafeGetStorageImpl()] = tensor.storage().nbytes();
+    });
+  }
+  std::size_t wanted = 0;
+  for (const auto& [storage, bytes] : storages) {
+    wanted += bytes;
+  }
+  TORCH_CHECK(stored >= wanted, "its tensors have ", stored, " bytes, its index names ", wanted, " (file damaged?)");
+}
+
 } // namespace
 
 char* codecllm_module_load(const char* path, int device, codecllm_module** out) {
   return codecllm::guarded([&] {
     torch::jit::ExtraFilesMap extra_files = names_of_extra_files(path);
     auto module = torch::jit::load(path, device_of(device), extra_files);
-    *out = new codecllm_module{std::move(module), std::move(extra_files)};
+    check_records(module, bytes_in(path, "data/"));
+    *out = new codecllm_module{std::move(module), std::move(extra_files), bytes_in(path, "constants/")};
   });
 }
 
@@ -64,6 +101,12 @@ char* codecllm_module_run(
     std::vector<c10::IValue> stack;
     for (std::size_t index = 0; index < count; ++index) {
       stack.push_back(*arguments[index]);
+    }
+    if (std::string(method) == "forward") {
+      // With its hooks.
+      torch::jit::Module handle = module->module;
+      *out = new c10::IValue(handle(std::move(stack)));
+      return;
     }
     *out = new c10::IValue(module->module.get_method(method)(std::move(stack)));
   });

@@ -9,6 +9,7 @@
 struct codecllm_module {
   torch::jit::Module module;
   torch::jit::ExtraFilesMap extra_files;
+  std::size_t constant_bytes; // of the tensors that the archive holds for constants in graphs
 };
 
 extern "C" {

@@ -49,8 +49,8 @@ void assign(const ObjectPtr& object, const std::string& attribute, const Replace
 // Puts operators on buffers in the place of what a graph does with the matrix `attribute` of the module `owner`.
 class Rewriter {
  public:
-  Rewriter(Graph& graph, Value* owner, const std::string& attribute)
-      : graph_(graph), owner_(owner), attribute_(attribute) {}
+  Rewriter(Graph& graph, Value* owner, const std::string& attribute, bool is_transposed)
+      : graph_(graph), owner_(owner), attribute_(attribute), is_transposed_(is_transposed) {}
 
   void replace_uses(Value* matrix) {
     for (const Use& use : uses_of(matrix)) {
@@ -59,7 +59,7 @@ class Rewriter {
         use.node->replaceInput(0, get(LIKE_SUFFIX));
         continue;
       }
-      Value* result = use.role == Role::Embedding ? embedding(use.node) : linear(use.node);
+      Value* result = use.role == Role::Embedding ? embedding(use.node) : linear(use.node, use.role);
       // The node dies with the dead code: a walk may stand on it.
       use.node->output()->replaceAllUsesWith(result);
     }
@@ -70,11 +70,13 @@ class Rewriter {
 
   Value* none() { return graph_.insertConstant(c10::IValue()); }
 
-  Value* linear(Node* node) {
+  Value* linear(Node* node, Role role) {
     // aten::linear(x, W, bias), aten::addmm(bias, x, W, ...), aten::matmul(x, W)
     const bool adds = node->kind() == c10::Symbol::aten("addmm");
     Value* bias = adds ? node->input(0) : node->kind() == c10::Symbol::aten("linear") ? node->input(2) : none();
-    return call("codecllm::linear", node, node->input(adds ? 1 : 0), bias);
+    // Both give the same product; each adds in the order in which the dense one did.
+    const bool projects = (role == Role::Projection) != is_transposed_;
+    return call(projects ? "codecllm::projection" : "codecllm::linear", node, node->input(adds ? 1 : 0), bias);
   }
 
   Value* embedding(Node* node) { return call("codecllm::embedding", node, node->input(1), nullptr); }
@@ -98,6 +100,7 @@ class Rewriter {
   Graph& graph_;
   Value* owner_;
   std::string attribute_;
+  bool is_transposed_;
 };
 
 class Rebuilder {
@@ -265,7 +268,8 @@ void Rebuilder::rewrite(const std::shared_ptr<Graph>& graph, const Function* fun
     if (matrix_constant(node)) {
       const auto place = survey_.place_of(function, ordinal++);
       if (place && replacements_.count(*place) > 0) {
-        Rewriter(*graph, graph->inputs()[0], survey_.places()[*place].attribute).replace_uses(node->output());
+        const Place& constant = survey_.places()[*place];
+        Rewriter(*graph, graph->inputs()[0], constant.attribute, constant.is_transposed).replace_uses(node->output());
       }
       return;
     }
@@ -279,7 +283,7 @@ void Rebuilder::rewrite(const std::shared_ptr<Graph>& graph, const Function* fun
     }
     if (!type->hasAttribute(name)) {
       if (is_patched(type, name)) {
-        Rewriter(*graph, node->input(), name).replace_uses(node->output());
+        Rewriter(*graph, node->input(), name, /*is_transposed=*/false).replace_uses(node->output());
       }
       return;
     }

@@ -6,6 +6,8 @@
 #include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/constants.h>
 
+#include "tensors.h"
+
 namespace codecllm {
 
 using torch::jit::Function;
@@ -58,6 +60,12 @@ bool overlap(const at::Tensor& a, const at::Tensor& b) {
   const auto [a_begin, a_end] = extent(a);
   const auto [b_begin, b_end] = extent(b);
   return a_begin < b_end && b_begin < a_end;
+}
+
+// TorchScript's own pass casts the inputs of the operators that it knows by name.
+bool enters_autocast(const Node* node) {
+  const auto type = node->output()->type()->cast<c10::ClassType>();
+  return type != nullptr && type->name().has_value() && type->name()->name() == "autocast";
 }
 
 std::string join(const std::string& path, const std::string& name) {
@@ -116,7 +124,7 @@ std::vector<Function*> functions_of(const c10::ClassTypePtr& type) {
   return all;
 }
 
-Survey::Survey(torch::jit::Module module) : module_(std::move(module)) {
+Survey::Survey(torch::jit::Module module, std::size_t constant_bytes) : module_(std::move(module)) {
   collect(module_._ivalue(), "");
   // A copy: reading may add places, never objects.
   for (const auto& [object, path] : objects_) {
@@ -125,7 +133,27 @@ Survey::Survey(torch::jit::Module module) : module_(std::move(module)) {
   pin_types();
   check_names();
   group();
+  check_constants(constant_bytes);
   check_overlaps();
+  for (Place& place : places_) {
+    if (!autocast_.empty() && place.obstacle.empty()) {
+      place.obstacle = autocast_ + " enters autocast, which casts for libtorch's own operators only";
+    }
+  }
+}
+
+void Survey::check_constants(std::size_t stored) const {
+  std::unordered_map<const void*, std::size_t> storages;
+  for (const Matrix& matrix : matrices_) {
+    if (places_[matrix.places.front()].method != nullptr) {
+      storages[matrix.tensor.storage().unsafeGetStorageImpl()] = matrix.tensor.storage().nbytes();
+    }
+  }
+  std::size_t wanted = 0;
+  for (const auto& [storage, bytes] : storages) {
+    wanted += bytes;
+  }
+  TORCH_CHECK(stored >= wanted, "its constants have ", stored, " bytes, its index names ", wanted, " (file damaged?)");
 }
 
 void Survey::check_overlaps() {
@@ -177,22 +205,10 @@ void Survey::collect(const ObjectPtr& object, const std::string& path) {
     if (value.isModule()) {
       collect(value.toObject(), join(path, name));
     } else if (!is_matrix(value)) {
-      note_others(value, join(path, name));
+      for_each_tensor(value, [&](const at::Tensor& tensor) { others_.emplace_back(tensor, join(path, name)); });
     } else {
       by_attribute_[object.get()][name] = places_.size();
-      places_.push_back({object, name, join(path, name), nullptr, 0, {}, ""});
-    }
-  }
-}
-
-void Survey::note_others(const c10::IValue& value, const std::string& path) {
-  c10::IValue::HashAliasedIValues parts;
-  if (!value.isCustomClass() && !value.isObject()) {
-    value.getSubValues(parts);
-  }
-  for (const c10::IValue& part : parts) {
-    if (part.isTensor() && part.toTensor().defined() && part.toTensor().has_storage()) {
-      others_.emplace_back(part.toTensor(), path);
+      places_.push_back({object, name, join(path, name), nullptr, 0, false, {}, ""});
     }
   }
 }
@@ -227,11 +243,14 @@ void Survey::read_graph(const ObjectPtr& self, const std::string& path, Function
         if (first_time) {
           const std::string attribute = method->name() + "_constant_" + std::to_string(own);
           constants[own] = places_.size();
-          places_.push_back({self, attribute, join(path, attribute), method, own, {}, ""});
+          places_.push_back({self, attribute, join(path, attribute), method, own, false, {}, ""});
           note_uses(constants[own], node->output(), *method);
         }
       }
       return;
+    }
+    if (node->kind() == torch::jit::prim::CreateObject && enters_autocast(node)) {
+      autocast_ = method->name();
     }
     if (patched_.empty() && node->kind().ns() == c10::Symbol::fromQualString("namespaces::codecllm")) {
       patched_ = join(path, method->name());
@@ -335,6 +354,7 @@ void Survey::group() {
     }
     if (is_transposed(tensor)) {
       tensor = tensor.t();
+      places_[index].is_transposed = true;
       transpose_roles(places_[index]);
     }
     Key key{tensor.const_data_ptr(), tensor.sizes().vec(), tensor.strides().vec(), tensor.scalar_type()};

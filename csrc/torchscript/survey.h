@@ -27,6 +27,7 @@ struct Place {
   std::string path; // full, as users name it
   const torch::jit::Function* method; // of a constant; else null
   std::size_t ordinal; // of a constant among the matrices of the method's graph
+  bool is_transposed; // it holds a view W^T of the matrix W without gaps; the roles are W's
   std::unordered_set<Role> roles;
   std::string obstacle; // why it can't be patched; empty where it can
 };
@@ -43,7 +44,8 @@ struct Matrix {
 
 class Survey {
  public:
-  explicit Survey(torch::jit::Module module);
+  // `constant_bytes`: what the file holds for the constants in graphs; where they claim more, reading them would pass their end.
+  Survey(torch::jit::Module module, std::size_t constant_bytes);
 
   const torch::jit::Module& module() const { return module_; }
   const std::vector<Place>& places() const { return places_; }
@@ -60,8 +62,6 @@ class Survey {
 
  private:
   void collect(const ObjectPtr& object, const std::string& path);
-  // Tensors that are no matrices, alone or in lists, tuples and dicts.
-  void note_others(const c10::IValue& value, const std::string& path);
   void read_methods(const ObjectPtr& object, const std::string& path);
   void read_graph(const ObjectPtr& self, const std::string& path, torch::jit::Function* method);
   void note_uses(std::size_t place, torch::jit::Value* value, const torch::jit::Function& method);
@@ -73,12 +73,15 @@ class Survey {
   void group();
   // A matrix of which something else shows a part may be written through that.
   void check_overlaps();
+  void check_constants(std::size_t stored) const;
 
   torch::jit::Module module_;
   std::vector<Place> places_;
   std::vector<Matrix> matrices_;
   std::string patched_;
+  std::string autocast_; // a method that enters autocast
   std::vector<std::pair<ObjectPtr, std::string>> objects_;
+  // Tensors that are no matrices, alone or in lists, tuples and dicts.
   std::vector<std::pair<at::Tensor, std::string>> others_;
   std::unordered_set<const c10::ivalue::Object*> seen_;
   std::unordered_map<const c10::ivalue::Object*, std::unordered_map<std::string, std::size_t>> by_attribute_;

@@ -115,10 +115,12 @@ def _shape_in(header: Tensor) -> tuple[int, int] | None:
 
 
 class Linear(nn.Module):
-    """`y = x W^T + bias` with a compressed weight; no gradient flows through it."""
+    """`y = x W^T + bias` with a compressed weight. No gradient flows through it, so the bias stops asking for one."""
 
     def __init__(self, weight: CompressedWeight, bias: nn.Parameter | None) -> None:
         super().__init__()
+        if bias is not None:
+            bias.requires_grad_(False)
         self.out_features, self.in_features = weight.shape
         self.weight = weight
         self.register_parameter("bias", bias)

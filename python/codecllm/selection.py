@@ -109,6 +109,11 @@ def _obstacle(holder: Holder) -> str | None:
         return f"of class {type(layer).__name__}, which may use it in other ways than its base class"
     if isinstance(holder.parent, WEIGHT_READERS):
         return f"its parent, {type(holder.parent).__name__}, reads the weight itself"
+    if "forward" in vars(layer):
+        return "has a forward of its own, which replacing it would lose"
+    extra = [*layer._modules, *layer._buffers, *(name for name in layer._parameters if name not in ("weight", "bias"))]
+    if extra:
+        return f"has more than weight and bias ({extra[0]}), which replacing it would lose"
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     if any(hooks):
         return "has hooks, which replacing it would lose"

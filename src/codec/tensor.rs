@@ -360,6 +360,9 @@ pub(crate) fn raw_bytes(tensor: &Tensor, subject: &str) -> Result<Vec<u8>> {
         .and_then(|t| t.f_reshape([-1]))
         .and_then(|t| t.f_view_dtype(Kind::Uint8))
         .about(subject)?;
+    if bytes.data_ptr().is_null() {
+        return Err(Error::corrupt(subject, "the tensor has no memory (file damaged?)"));
+    }
     let mut out = vec![0u8; bytes.numel()];
     let len = out.len();
     bytes.f_copy_data(&mut out, len).about(subject)?;

@@ -3,7 +3,7 @@
 //!
 //! The bytes are: XXH3-64 of the rest (8 bytes), dtype code (1), zeros (7), the elements in their own dtype.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use tch::{Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
@@ -23,7 +23,7 @@ pub(crate) struct Bias {
     registered: Tensor,
     form: Form,
     /// What it was read from, and the bias on its device. The lock also guards turning the buffer back into bytes.
-    prepared: Arc<PreparedBias>,
+    prepared: RwLock<Option<(BufferVersion, InEveryDtype)>>,
     len: usize,
 }
 
@@ -35,15 +35,9 @@ enum Form {
     Floats,
 }
 
-/// What was last read. An operator's calls share one.
-pub(crate) type PreparedBias = RwLock<Option<(BufferVersion, InEveryDtype)>>;
-
 /// The bias in FP32, FP16 and BF16, so that no forward has to convert it.
 #[derive(Debug)]
-pub(crate) struct InEveryDtype([Tensor; 3]);
-
-// SAFETY: the tensors are only read and handed out as further handles, see `CompressedWeight`.
-unsafe impl Sync for InEveryDtype {}
+struct InEveryDtype([Tensor; 3]);
 
 impl InEveryDtype {
     fn of(bias: &Tensor, path: &str) -> Result<Self> {
@@ -68,14 +62,14 @@ unsafe impl Sync for Bias {}
 impl Bias {
     /// Wraps the registered buffer `bytes` of a layer with `len` outputs and checks it.
     pub fn new(path: String, bytes: Tensor, len: usize) -> Result<Self> {
-        let bias = Self { path, registered: bytes, form: Form::Bytes, prepared: Arc::default(), len };
+        let bias = Self { path, registered: bytes, form: Form::Bytes, prepared: RwLock::default(), len };
         bias.tensor(Kind::Float).map(|_| bias)
     }
 
-    /// An ordinary tensor `[len]` that is registered somewhere else.
-    pub fn of_floats(path: String, floats: Tensor, prepared: Arc<PreparedBias>) -> Self {
+    /// An ordinary tensor `[len]` that belongs to somebody else, for one call.
+    pub fn of_floats(path: String, floats: Tensor) -> Self {
         let len = floats.numel();
-        Self { path, registered: floats, form: Form::Floats, prepared, len }
+        Self { path, registered: floats, form: Form::Floats, prepared: RwLock::default(), len }
     }
 
     /// The buffer of a float bias `[out_features]`.
@@ -131,6 +125,10 @@ impl Bias {
     /// The bias `[out_features]` as `kind` (FP32, FP16 or BF16) on the device where it is registered: read once and again only
     /// where it has changed.
     pub fn tensor(&self, kind: Kind) -> Result<Tensor> {
+        if self.form == Form::Floats {
+            // Nothing to gain, and not every way to write to such a tensor counts its versions.
+            return self.registered.f_detach().and_then(|bias| bias.f_to_kind(kind)).about(&self.path);
+        }
         {
             let prepared = self.prepared.read().unwrap_or_else(PoisonError::into_inner);
             let version = BufferVersion::of(&self.registered, &self.path)?;
@@ -140,10 +138,6 @@ impl Bias {
         }
         let mut prepared = self.prepared.write().unwrap_or_else(PoisonError::into_inner);
         let bias = self.read()?;
-        if bias.f_is_inference().about(&self.path)? {
-            // Nothing tells when it is written to.
-            return bias.f_to_kind(kind).about(&self.path);
-        }
         let version = BufferVersion::of(&self.registered, &self.path)?;
         let every = InEveryDtype::of(&bias, &self.path)?;
         if bias.device().is_cuda() {
@@ -156,22 +150,16 @@ impl Bias {
         Ok(tensor)
     }
 
-    /// The bias in its own dtype, on its device. The caller holds the write lock.
+    /// The bias in its own dtype, on its device, from its bytes. The caller holds the write lock.
     fn read(&self) -> Result<Tensor> {
-        let bias = match self.form {
-            Form::Floats => self.registered.f_detach().about(&self.path)?,
-            Form::Bytes => {
-                restore_bytes(&self.registered, &self.path)?;
-                let bias = Self::from_bytes(&self.path, &raw_bytes(&self.registered, &self.path)?)?;
-                bias.f_to_device(self.registered.device()).about(&self.path)?
-            }
-        };
+        restore_bytes(&self.registered, &self.path)?;
+        let bias = Self::from_bytes(&self.path, &raw_bytes(&self.registered, &self.path)?)?;
         if bias.size() != [self.len as i64] {
             return Err(Error::corrupt(
                 &*self.path,
                 format!("bias has {} elements, the layer {} outputs", bias.numel(), self.len),
             ));
         }
-        Ok(bias)
+        bias.f_to_device(self.registered.device()).about(&self.path)
     }
 }

@@ -348,6 +348,9 @@ fn bytes_of<'a>(tensor_path: &str, buffer: &'a Tensor) -> Result<&'a [u8]> {
     if buffer.numel() == 0 {
         return Ok(&[]);
     }
+    if buffer.data_ptr().is_null() {
+        return Err(Error::corrupt(tensor_path, "a buffer has no memory (file damaged?)"));
+    }
     // SAFETY: a contiguous CPU tensor of `numel` bytes that the borrow keeps alive, and that nobody writes while it is shared (see the
     // argument for `Sync`).
     Ok(unsafe { std::slice::from_raw_parts(buffer.data_ptr().cast_const().cast(), buffer.numel()) })

@@ -141,16 +141,14 @@ impl CompressedLinear {
         if x.numel() == 0 {
             return Tensor::f_zeros(&size, (x.kind(), x.device())).about(subject);
         }
+        if !x.device().is_cuda() {
+            return self.forward_on_cpu(x)?.f_reshape(&size).about(subject);
+        }
         let rows = x.f_reshape([-1, in_features as i64]).about(subject)?;
-        let y = if x.device().is_cuda() {
-            let rows = with_neighboring_columns(&rows).about(subject)?;
-            let shape = [rows.size()[0], out_features as i64];
-            let y = Tensor::f_empty(shape, (x.kind(), x.device())).about(subject)?;
-            self.forward_on_cuda(&rows, &y)?;
-            y
-        } else {
-            self.forward_on_cpu(&rows)?
-        };
+        let rows = with_neighboring_columns(&rows).about(subject)?;
+        let shape = [rows.size()[0], out_features as i64];
+        let y = Tensor::f_empty(shape, (x.kind(), x.device())).about(subject)?;
+        self.forward_on_cuda(&rows, &y)?;
         y.f_reshape(&size).about(subject)
     }
 
@@ -183,14 +181,15 @@ impl CompressedLinear {
         Ok(())
     }
 
-    /// `x` is `[batch, in_features]`.
+    /// `x` is `[..., in_features]`.
     fn forward_on_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let kind = x.kind();
-        let batch = x.size()[0] as usize;
-        if batch <= self.fused_rows(kind) {
-            let y = self.weight.decode_with(|weight| fused_linear(weight, x))?;
+        let (kind, in_features) = (x.kind(), self.weight.shape()[1]);
+        if x.numel() / in_features.max(1) <= self.fused_rows(kind) {
+            let rows = x.f_reshape([-1, in_features as i64]).about(self.weight.tensor_path())?;
+            let y = self.weight.decode_with(|weight| fused_linear(weight, &rows))?;
             return self.finish_fused(y, kind);
         }
+        // `x` as it is: libtorch adds the bias in another way where it is not contiguous, and so must this.
         self.weight.decode_with(|weight| match kind {
             Kind::Half => self.through_scratch::<f16>(weight, x),
             Kind::BFloat16 => self.through_scratch::<bf16>(weight, x),

@@ -1,4 +1,4 @@
-//! The work of the operators `codecllm::linear`, `codecllm::embedding` and `codecllm::compress`, which csrc/operators.cpp registers with
+//! The work of the operators `codecllm::linear`, `projection`, `embedding` and `compress`, which csrc/operators.cpp registers with
 //! libtorch: the same layers as in Rust, on buffers that belong to somebody else.
 
 mod prepared;
@@ -7,12 +7,13 @@ mod storage;
 use std::ffi::{c_char, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 use super::bias::Bias;
+use super::byte_buffer::restore_bytes;
 use super::compressed::CompressedWeight;
 use super::{CompressedEmbedding, CompressedLinear};
 use crate::checkpoint::{compress_matrices, MatrixToCompress, Target};
@@ -45,6 +46,7 @@ fn rows_of_environment() -> usize {
 #[no_mangle]
 unsafe extern "C" fn codecllm_linear(
     path: *const c_char,
+    projects: bool,
     x: *const C_tensor,
     buffers: *const *const C_tensor,
     bias: *const C_tensor,
@@ -55,37 +57,86 @@ unsafe extern "C" fn codecllm_linear(
         let (path, x, buffers) = unsafe { (text(path), borrow(x), five(buffers)) };
         // SAFETY: the caller's.
         let bias = (!bias.is_null()).then(|| unsafe { borrow(bias) });
-        let y = linear(path, &x, buffers, bias)?;
+        let y = linear(path, projects, &x, buffers, bias)?;
         // SAFETY: the caller's.
         unsafe { *out = give(y) };
         Ok(())
     })
 }
 
-fn linear(path: &str, x: &Tensor, buffers: [Tensor; 5], bias: Option<Tensor>) -> Result<Tensor> {
-    let slots = prepared::slots_of(&buffers);
-    let weight = CompressedWeight::of_buffers(path, buffers, slots.weight)?;
+fn linear(
+    path: &str,
+    projects: bool,
+    x: &Tensor,
+    buffers: [Tensor; 5],
+    bias: Option<Tensor>,
+) -> Result<Tensor> {
+    turn_back_into_bytes(path, &buffers)?;
+    let slot = prepared::slot_of(&buffers);
+    let weight = CompressedWeight::of_buffers(path, buffers, slot)?;
+    let fused_rows = fused_rows().load(Ordering::Relaxed);
+    if projects && x.device() == Device::Cpu {
+        let layer = CompressedLinear::with(Arc::new(weight), None);
+        layer.set_fused_rows(fused_rows);
+        return match layer.is_fused(x)? {
+            true => add_bias(path, layer.try_forward(x)?, bias),
+            false => project(path, &layer, x, bias),
+        };
+    }
     let outputs = weight.shape()[0] as i64;
     // What `addmm` takes beside a bias [out_features] is added afterwards.
     let (bias, other) = match bias {
         Some(bias) if bias.size() == [outputs] => (Some(bias), None),
         other => (None, other),
     };
-    let bias =
-        bias.map(|floats| Arc::new(Bias::of_floats(path.replace("weight", "bias"), floats, slots.bias)));
+    let bias = bias.map(|floats| Arc::new(Bias::of_floats(path.replace("weight", "bias"), floats)));
     let layer = CompressedLinear::with(Arc::new(weight), bias);
-    layer.set_fused_rows(fused_rows().load(Ordering::Relaxed));
-    let y = layer.try_forward(x)?;
-    let Some(other) = other else { return Ok(y) };
-    let sum = tch::no_grad(|| y.f_add(&other)).about(path)?;
+    layer.set_fused_rows(fused_rows);
+    add_bias(path, layer.try_forward(x)?, other)
+}
+
+/// Buffers that a change of dtype of the whole module has converted become bytes again, in the module itself.
+fn turn_back_into_bytes(path: &str, buffers: &[Tensor; 5]) -> Result<()> {
+    // One lock for all: several calls may come with the same tensors. Who has seen that all are bytes is safe, since those are never
+    // touched.
+    static CONVERSION: RwLock<()> = RwLock::new(());
+    {
+        let _looking = CONVERSION.read().unwrap_or_else(PoisonError::into_inner);
+        if buffers.iter().all(|buffer| buffer.kind() == tch::Kind::Uint8) {
+            return Ok(());
+        }
+    }
+    let _alone = CONVERSION.write().unwrap_or_else(PoisonError::into_inner);
+    buffers.iter().try_for_each(|buffer| restore_bytes(buffer, path))
+}
+
+fn add_bias(path: &str, y: Tensor, bias: Option<Tensor>) -> Result<Tensor> {
+    let Some(bias) = bias else { return Ok(y) };
+    let sum = tch::no_grad(|| y.f_add(&bias)).about(path)?;
     if sum.size() == y.size() && sum.kind() == y.kind() {
         return Ok(sum);
     }
-    let (got, kind) = (other.size(), other.kind());
+    let (got, kind) = (bias.size(), bias.kind());
     Err(Error::invalid(
         path,
         format!("bias is {kind:?} {got:?}, wanted {:?} that fits {:?}", y.kind(), y.size()),
     ))
+}
+
+/// Through a dense `[in_features, out_features]` and the call that the dense module made: libtorch adds in another order for the
+/// transposed matrix.
+fn project(path: &str, layer: &CompressedLinear, x: &Tensor, bias: Option<Tensor>) -> Result<Tensor> {
+    let shape = layer.shape().map(|features| features as i64);
+    let multiply = || -> Result<Tensor> {
+        let dense = Tensor::f_empty(shape, (x.kind(), x.device())).about(path)?;
+        layer.decode_into(&dense)?;
+        let dense = dense.f_tr().and_then(|dense| dense.f_contiguous()).about(path)?;
+        match &bias {
+            None => x.f_matmul(&dense).about(path),
+            Some(bias) => bias.f_addmm(x, &dense).about(path),
+        }
+    };
+    tch::no_grad(multiply)
 }
 
 /// # Safety
@@ -101,8 +152,9 @@ unsafe extern "C" fn codecllm_embedding(
     guarded(|| {
         // SAFETY: the caller's.
         let (path, ids, buffers, like) = unsafe { (text(path), borrow(ids), five(buffers), borrow(like)) };
-        let slots = prepared::slots_of(&buffers);
-        let weight = CompressedWeight::of_buffers(path, buffers, slots.weight)?;
+        turn_back_into_bytes(path, &buffers)?;
+        let slot = prepared::slot_of(&buffers);
+        let weight = CompressedWeight::of_buffers(path, buffers, slot)?;
         // As libtorch's own, which takes 32-bit ids too.
         let ids = ids.f_to_kind(tch::Kind::Int64).about(path)?;
         let rows = CompressedEmbedding::of_weight(weight, like.kind())?.try_forward(&ids)?;

@@ -6,20 +6,13 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tch::Tensor;
 
 use super::storage::{address_of, WeakStorage};
-use crate::nn::bias::PreparedBias;
 use crate::nn::compressed::PreparedSlot;
-
-/// Shared by all calls on the same buffers.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Slots {
-    pub weight: Arc<PreparedSlot>,
-    pub bias: Arc<PreparedBias>,
-}
 
 #[derive(Debug)]
 struct Entry {
     buffers: [WeakStorage; 5],
-    slots: Slots,
+    /// Shared by all calls on the same buffers.
+    slot: Arc<PreparedSlot>,
 }
 
 /// By the addresses of the buffers' storages.
@@ -30,16 +23,16 @@ fn entries() -> &'static RwLock<Entries> {
     ENTRIES.get_or_init(RwLock::default)
 }
 
-/// The slots of `buffers`. Where they are new, forgets what is left of buffers that are gone.
-pub(super) fn slots_of(buffers: &[Tensor; 5]) -> Slots {
+/// The slot of `buffers`. Where they are new, forgets what is left of buffers that are gone.
+pub(super) fn slot_of(buffers: &[Tensor; 5]) -> Arc<PreparedSlot> {
     let key = buffers.each_ref().map(address_of);
     let known =
-        entries().read().unwrap_or_else(PoisonError::into_inner).get(&key).map(|entry| entry.slots.clone());
+        entries().read().unwrap_or_else(PoisonError::into_inner).get(&key).map(|entry| entry.slot.clone());
     known.unwrap_or_else(|| {
         let mut entries = entries().write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| !entry.buffers.iter().any(WeakStorage::is_expired));
-        let new = || Entry { buffers: buffers.each_ref().map(WeakStorage::of), slots: Slots::default() };
-        entries.entry(key).or_insert_with(new).slots.clone()
+        let new = || Entry { buffers: buffers.each_ref().map(WeakStorage::of), slot: Arc::default() };
+        entries.entry(key).or_insert_with(new).slot.clone()
     })
 }
 
@@ -52,15 +45,15 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_shared_while_the_buffers_live_and_forgotten_afterwards() {
+    fn a_slot_is_shared_while_the_buffers_live_and_forgotten_afterwards() {
         let (first, second) = (buffers(1), buffers(2));
-        let slots = slots_of(&first);
-        assert!(Arc::ptr_eq(&slots.weight, &slots_of(&first).weight));
-        assert!(!Arc::ptr_eq(&slots.weight, &slots_of(&second).weight));
+        let slot = slot_of(&first);
+        assert!(Arc::ptr_eq(&slot, &slot_of(&first)));
+        assert!(!Arc::ptr_eq(&slot, &slot_of(&second)));
         let key = first.each_ref().map(address_of);
         drop(first);
         let third = buffers(3);
-        slots_of(&third);
+        slot_of(&third);
         assert!(!entries().read().unwrap().contains_key(&key));
         // An entry keeps the addresses of its storages from being used again.
         assert_ne!(third.each_ref().map(address_of), key);

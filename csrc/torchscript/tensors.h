@@ -1,0 +1,30 @@
+// The tensors within a value.
+#pragma once
+#include <functional>
+
+#include <ATen/core/ivalue.h>
+
+namespace codecllm {
+
+// Calls `visit` with the tensor that `value` is, or with those in lists, tuples and dicts. (IValue's own visitors throw at a device.)
+inline void for_each_tensor(const c10::IValue& value, const std::function<void(const at::Tensor&)>& visit) {
+  if (value.isTensor()) {
+    if (value.toTensor().defined() && value.toTensor().has_storage()) {
+      visit(value.toTensor());
+    }
+  } else if (value.isList()) {
+    for (const c10::IValue& element : value.toListRef()) {
+      for_each_tensor(element, visit);
+    }
+  } else if (value.isTuple()) {
+    for (const c10::IValue& element : value.toTupleRef().elements()) {
+      for_each_tensor(element, visit);
+    }
+  } else if (value.isGenericDict()) {
+    for (const auto& entry : value.toGenericDict()) {
+      for_each_tensor(entry.value(), visit);
+    }
+  }
+}
+
+} // namespace codecllm
