@@ -103,12 +103,7 @@ fn a_lossless_module_is_the_dense_one_bit_for_bit_through_scratch() {
         let (module, report) = patched(&path, &options);
         assert!(report.patched.len() >= count, "{name}: {:?}", report.skipped);
         let parity = compare(&load(&path), &module, &inputs(&path)).unwrap();
-        if name.starts_with("gpt") {
-            // Its weights are [in_features, out_features]: libtorch adds in another order.
-            assert!(parity.worst_relative_error() < 1e-6, "{name}");
-        } else {
-            assert!(parity.is_exact(), "{name}: {parity:?}");
-        }
+        assert!(parity.is_exact(), "{name}: {parity:?}");
     }
 }
 

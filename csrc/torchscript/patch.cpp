@@ -73,10 +73,13 @@ class Rewriter {
   Value* linear(Node* node, Role role) {
     // aten::linear(x, W, bias), aten::addmm(bias, x, W, ...), aten::matmul(x, W)
     const bool adds = node->kind() == c10::Symbol::aten("addmm");
-    Value* bias = adds ? node->input(0) : node->kind() == c10::Symbol::aten("linear") ? node->input(2) : none();
+    Value* bias = node->kind() == c10::Symbol::aten("linear") ? node->input(2) : none();
     // Both give the same product; each adds in the order in which the dense one did.
     const bool projects = (role == Role::Projection) != is_transposed_;
-    return call(projects ? "codecllm::projection" : "codecllm::linear", node, node->input(adds ? 1 : 0), bias);
+    const char* op = projects ? "codecllm::projection" : "codecllm::linear";
+    Value* product = call(op, node, node->input(adds ? 1 : 0), bias);
+    // TorchScript runs an addmm as mm and add.
+    return adds ? graph_.insert(c10::Symbol::aten("add"), {product, node->input(0)}) : product;
   }
 
   Value* embedding(Node* node) { return call("codecllm::embedding", node, node->input(1), nullptr); }
