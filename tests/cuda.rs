@@ -7,3 +7,6 @@ mod exact;
 #[path = "cuda/ops.rs"]
 mod ops;
 mod tiny_llama;
+#[path = "cuda/torchscript.rs"]
+mod torchscript;
+mod torchscript_fixtures;
