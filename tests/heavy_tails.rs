@@ -96,13 +96,16 @@ fn with_outliers(random: &mut StdRng) -> f32 {
     gaussian(random) * if random.random_bool(1e-4) { 30.0 } else { 1.0 }
 }
 
+/// Draws a weight.
+type Draw = fn(&mut StdRng) -> f32;
+
 #[test]
 fn drawn_heavy_tails_gain_six_decibels_at_the_size_of_the_classical_rule() {
     let mut random = StdRng::seed_from_u64(3);
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("drawn");
     let mut writer = Writer::create(&model).unwrap();
-    let draws: [(&str, fn(&mut StdRng) -> f32); 5] = [
+    let draws: [(&str, Draw); 5] = [
         ("bell.0.weight", gaussian),
         ("bell.1.weight", gaussian),
         ("bell.2.weight", gaussian),
