@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo test test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
+.PHONY: help setup models fixtures demo test test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,8 +16,12 @@ models: setup # a model that cannot be had does not fail the build: the tests th
 	@scripts/fetch_stories15m.sh --dtype bf16 || echo "WARNING: no stories15M-bf16: the tests that need it will skip" >&2
 	@scripts/fetch_smollm2.sh || echo "WARNING: no SmolLM2: the tests that need it will skip" >&2
 
-test: models ## every test
+fixtures: models # likewise
+	@scripts/make_fixtures.sh || echo "WARNING: no TorchScript fixtures: the tests that need them will skip" >&2
+
+test: fixtures ## every test, of Rust and of Python
 	cargo test
+	scripts/test_python.sh
 
 test-cuda: models ## the tests that need a GPU; they skip, with a message, where there is none
 	cargo test --test cuda -- --test-threads=1 --nocapture
@@ -28,11 +32,12 @@ test-cuda-binary: setup ## the same as one stripped binary, target/cuda-tests, f
 	sed -n 's/.*"executable":"\([^"]*\/cuda-[^"]*\)".*/\1/p' | tail -n 1) && \
 	strip -o target/cuda-tests "$$binary" && echo "run it there with: LD_LIBRARY_PATH=TORCH/lib:TORCH/../nvidia/cu13/lib ./cuda-tests --test-threads=1"
 
-check: models ## everything a change must pass: format, lints, documentation, tests, licenses
+check: fixtures ## everything a change must pass: format, lints, documentation, tests, licenses
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test
+	scripts/test_python.sh
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check --hide-inclusion-graph bans licenses sources; \
 	else echo "SKIPPED: cargo-deny is missing; install it with: cargo install cargo-deny --locked" >&2; fi
 

@@ -82,7 +82,7 @@ Tensor embedding(
 
 std::vector<Tensor> compress(
     c10::List<Tensor> weights, c10::List<std::string> paths, c10::List<bool> row_access, c10::string_view target,
-    c10::string_view layout) {
+    optional<c10::string_view> layout) {
   TORCH_CHECK(
       weights.size() == paths.size() && weights.size() == row_access.size(),
       "codecllm::compress: ", weights.size(), " weights, ", paths.size(), " paths and ", row_access.size(),
@@ -101,7 +101,7 @@ std::vector<Tensor> compress(
   std::vector<Tensor*> out(5 * tensors.size(), nullptr);
   check(codecllm_compress(
       tensors.size(), pointers.data(), texts.data(), by_row.get(), std::string(target).c_str(),
-      std::string(layout).c_str(), out.data()));
+      layout ? std::string(*layout).c_str() : nullptr, out.data()));
   std::vector<Tensor> buffers;
   for (Tensor* owned : out) {
     buffers.push_back(take(owned));
@@ -211,7 +211,7 @@ constexpr const char* SCHEMAS[] = {
     "projection" CODECLLM_LINEAR_ARGUMENTS,
     "embedding(Tensor ids, Tensor header, Tensor scales, Tensor tables, Tensor tiles, Tensor payload, Tensor like, "
     "str path='weight') -> Tensor",
-    "compress(Tensor[] weights, str[] paths, bool[] row_access, str target='int8', str layout='fast') -> Tensor[]",
+    "compress(Tensor[] weights, str[] paths, bool[] row_access, str target='int8', str? layout=None) -> Tensor[]",
 };
 
 // Lives as long as the process.

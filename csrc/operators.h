@@ -17,7 +17,7 @@ char* codecllm_linear(
 char* codecllm_embedding(
     const char* path, const at::Tensor* ids, const at::Tensor* const* buffers, const at::Tensor* like, at::Tensor** out);
 
-// Five buffers for each of `count` matrices into `out`, which has room for them; empty ones for a matrix that would not get smaller or,
+// `layout` may be null. Five buffers for each of `count` matrices into `out`, which has room for them; empty ones for a matrix that would not get smaller or,
 // to be coded exactly, has more bits than BF16 and FP16 have.
 char* codecllm_compress(
     std::size_t count, const at::Tensor* const* weights, const char* const* paths, const bool* row_access,

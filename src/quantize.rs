@@ -62,6 +62,18 @@ impl Quantized {
         row_scale(&self.scales, row)
     }
 
+    /// These `rows` of the matrix, which must be its own.
+    #[must_use]
+    pub(crate) fn take_rows(&self, rows: &[usize], cols: usize) -> Self {
+        let values =
+            rows.iter().flat_map(|row| &self.values[row * cols..(row + 1) * cols]).copied().collect();
+        let scales = match self.scales.as_slice() {
+            [scale] => vec![*scale],
+            scales => rows.iter().map(|&row| scales[row]).collect(),
+        };
+        Self { values, scales }
+    }
+
     /// Brings values whose weight would round to infinity in its own dtype (`is_finite` says of an FP32 weight whether
     /// it would not) towards zero. Only rows at the very edge of a dtype's range have any.
     pub fn keep_finite(&mut self, cols: usize, is_finite: impl Fn(f32) -> bool) {

@@ -41,9 +41,10 @@ fn write_model(dir: &Path, matrices: &[(&str, Vec<f32>)]) {
     writer.finish().unwrap();
 }
 
-fn compressed(name: &str, model: &Path, bits: f64, layout: Layout) -> CompressReport {
+fn compressed(name: &str, model: &Path, bits: f64, layout: impl Into<Option<Layout>>) -> CompressReport {
     let out = tempfile::tempdir().unwrap();
-    let options = CompressOptions { target: Target::Bits(bits), layout, ..CompressOptions::default() };
+    let options =
+        CompressOptions { target: Target::Bits(bits), layout: layout.into(), ..CompressOptions::default() };
     compress(model, out.path().join("out"), &options, &mut |_| ()).expect(name)
 }
 

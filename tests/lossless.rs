@@ -18,7 +18,7 @@ use tiny_llama::{byte_tokenizer_json, downloaded, full_config, TinyLlama};
 
 const LOSSLESS: CompressOptions = CompressOptions {
     target: Target::Lossless,
-    layout: codecllm::codec::Layout::Fast,
+    layout: Some(codecllm::codec::Layout::Fast),
     include: Vec::new(),
     exclude: Vec::new(),
 };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::compress::{compress_from, CompressOptions, CompressReport, Job, Progress, Target};
 use super::selection::select;
 use super::Reader;
-use crate::codec::{solve_exponent, Importance};
+use crate::codec::Importance;
 use crate::error::{Error, Result};
 
 /// What calibration gained.
@@ -68,8 +68,8 @@ impl Job<'_> {
         importance: &HashMap<String, Importance>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<f64> {
-        let samples = self.samples(progress)?;
-        let exponent = solve_exponent(&samples, self.other_bytes(), self.weights() as usize, bits)?;
+        let mut samples = self.samples(progress)?;
+        let exponent = self.solve(&mut samples, bits)?;
         let mut sum = 0.0;
         for sample in &samples {
             let path = sample.tensor_path();

@@ -5,17 +5,18 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::budget_search::BudgetSearch;
 use super::calibrated::{importance_of, CalibrationGain};
 use super::container::{checksum, is_buffer, CHOICE_KEY, HEADER_KEY, NO_CHECKSUM, TENSOR_KEY, VERSION_KEY};
 use super::selection::{select, EMBEDDING};
 use super::{Reader, Writer, INDEX_FILE};
 use crate::codec::{
-    solve_exponent, CompressedTensor, EncodeOptions, ExactMatrix, GridRule, Importance, Layout, Matrix,
-    RateSample, StepRule, TensorStats, BUDGET_RANGE, FORMAT_VERSION,
+    Budget, CompressedTensor, EncodeOptions, ExactMatrix, GridRule, Importance, Layout, Matrix, RateSample,
+    StepRule, TensorStats, Unsettled, BUDGET_RANGE, FORMAT_VERSION,
 };
 use crate::error::{Error, Result};
 use crate::nn::Bias;
-use crate::quantize::Distortion;
+use crate::quantize::{Distortion, Quantized};
 
 /// How far the size may be from a budget before the steps are corrected and everything is encoded again, bits a weight.
 const BUDGET_TOLERANCE: f64 = 0.015;
@@ -26,7 +27,7 @@ const SMALL_MODEL_LIMIT: f64 = 0.05;
 /// Weights.
 const SMALL_MODEL: u64 = 1_000_000;
 /// Times that everything is encoded.
-pub(super) const BUDGET_ATTEMPTS: usize = 4;
+pub(super) const BUDGET_ATTEMPTS: usize = 6;
 
 /// What size or quality to aim for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,8 +116,9 @@ impl std::str::FromStr for Target {
 pub struct CompressOptions {
     /// Size or quality to aim for.
     pub target: Target,
-    /// Layout of the compressed weights: [`Layout::Fast`] or [`Layout::Small`]. [`Target::Lossless`] does not ask.
-    pub layout: Layout,
+    /// Layout of the compressed weights: [`Layout::Fast`] or [`Layout::Small`]; `None` for `fast`, but `small` for a matrix where
+    /// `fast` would take more than 0.40 bits a weight over the entropy of its grid. [`Target::Lossless`] does not ask.
+    pub layout: Option<Layout>,
     /// Globs over tensor paths: compress only what one of them matches. Empty: every matrix.
     pub include: Vec<String>,
     /// Globs over tensor paths: leave these as they are.
@@ -125,7 +127,7 @@ pub struct CompressOptions {
 
 impl Default for CompressOptions {
     fn default() -> Self {
-        Self { target: Target::Int8, layout: Layout::Fast, include: Vec::new(), exclude: Vec::new() }
+        Self { target: Target::Int8, layout: None, include: Vec::new(), exclude: Vec::new() }
     }
 }
 
@@ -151,6 +153,9 @@ pub struct TensorReport {
     pub shape: [usize; 2],
     /// `fast`, `small`, `exact_bf16` or `exact_fp16`.
     pub layout: &'static str,
+    /// Why it is not `fast`, where no layout was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layout_reason: Option<String>,
     /// What compression made of it.
     #[serde(flatten)]
     pub stats: TensorStats,
@@ -239,11 +244,12 @@ pub(super) fn compress_from(
     };
     // Fail before the long work, not after.
     drop(Writer::create(out)?);
-    let samples = job.samples(progress)?;
+    let mut samples = job.samples(progress)?;
+    let mut exponent = job.solve(&mut samples, bits)?;
     let [tolerance, limit] = Target::budget_tolerance(job.weights());
-    let (mut aim, mut got) = (bits, bits);
+    let mut search = BudgetSearch::new(bits);
+    let mut got = bits;
     for attempt in 1..=BUDGET_ATTEMPTS {
-        let exponent = solve_exponent(&samples, job.other_bytes(), job.weights() as usize, aim)?;
         let accept = |reached: f64| {
             got = reached;
             (reached - bits).abs() <= if attempt < BUDGET_ATTEMPTS { tolerance } else { limit }
@@ -251,9 +257,42 @@ pub(super) fn compress_from(
         if let Some(report) = job.write(out, |path| measured(&samples, path, exponent), progress, accept)? {
             return Ok(report);
         }
-        aim += bits - got;
+        exponent = search.next(exponent, got);
     }
     Err(missed_budget(bits, got, limit))
+}
+
+/// The matrix in the layout that was asked for or measured, or that suits it, and why it is another than `fast`.
+pub(super) fn encode_grid(
+    path: &str,
+    rule: GridRule<'_>,
+    matrix: &Matrix,
+    quantized: &Quantized,
+    options: EncodeOptions,
+    asked: Option<Layout>,
+) -> Result<(CompressedTensor, Option<String>)> {
+    let (options, reason) = match rule {
+        GridRule::Own(_) if asked.is_none() => {
+            let unsettled = Unsettled { tensor_path: path, matrix, quantized, whole: matrix.shape, options };
+            let settled = unsettled.settle()?;
+            return Ok((settled.compressed, settled.reason));
+        }
+        GridRule::Own(_) => (options, None),
+        GridRule::Measured(sample, _) => {
+            (EncodeOptions { layout: sample.layout(), ..options }, sample.layout_reason())
+        }
+    };
+    let compressed = CompressedTensor::encode(path, matrix, quantized, options)?;
+    Ok((compressed, reason.map(str::to_owned)))
+}
+
+/// The tensor, or why it is better left as it is.
+pub(super) fn if_smaller(compressed: CompressedTensor) -> std::result::Result<CompressedTensor, String> {
+    let TensorStats { compressed_bytes, original_bytes, .. } = *compressed.stats();
+    if compressed_bytes < original_bytes {
+        return Ok(compressed);
+    }
+    Err(format!("coded it has {compressed_bytes} bytes, as it is {original_bytes}"))
 }
 
 pub(super) fn missed_budget(bits: f64, got: f64, limit: f64) -> Error {
@@ -305,7 +344,7 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     fn encode_options(&self, path: &str) -> EncodeOptions {
         EncodeOptions {
-            layout: self.options.layout,
+            layout: self.options.layout.unwrap_or(Layout::Fast),
             row_access: path == EMBEDDING,
             allow_left: true,
             tile: None,
@@ -339,6 +378,15 @@ impl Job<'_> {
             progress(Progress { stage: "measure", tensor_path: path, done_bytes, total_bytes });
         }
         Ok(samples)
+    }
+
+    /// The common exponent at which the model takes `bits` a weight. Settles the layouts of `samples` on the way, where none was asked for.
+    pub(super) fn solve(&self, samples: &mut [RateSample], bits: f64) -> Result<f64> {
+        let budget = Budget { other_bytes: self.other_bytes(), weights: self.weights() as usize, bits };
+        match self.options.layout {
+            None => budget.settle_and_solve(samples),
+            Some(_) => budget.solve(samples),
+        }
     }
 
     /// Bytes of the output that no step changes: tensors stored as they are and, roughly, the file's header.
@@ -405,7 +453,7 @@ impl Job<'_> {
         writer: &mut Writer,
         done: &mut Done,
     ) -> Result<()> {
-        let mut expected_divergence = None;
+        let (mut expected_divergence, mut layout_reason) = (None, None);
         let compressed = match coding {
             Coding::Grid(rule) => {
                 let matrix = self.matrix(path)?;
@@ -414,7 +462,10 @@ impl Job<'_> {
                     expected_divergence =
                         Some(importance_of(all, path)?.divergence(&matrix, &quantized, path)?);
                 }
-                CompressedTensor::encode(path, &matrix, &quantized, self.encode_options(path))?
+                let (options, asked) = (self.encode_options(path), self.options.layout);
+                let (compressed, reason) = encode_grid(path, rule, &matrix, &quantized, options, asked)?;
+                layout_reason = reason;
+                compressed
             }
             Coding::Exact => match self.compress_exact(path)? {
                 Ok(compressed) => compressed,
@@ -432,6 +483,7 @@ impl Job<'_> {
             tensor_path: path.to_owned(),
             shape: [header.grid.rows(), header.grid.cols()],
             layout: header.layout.name(),
+            layout_reason,
             stats: *compressed.stats(),
             expected_divergence,
         });
@@ -445,11 +497,7 @@ impl Job<'_> {
             Err(inexact) => return Ok(Err(inexact.to_string())),
         };
         let compressed = CompressedTensor::encode_exact(path, &matrix, self.encode_options(path))?;
-        let TensorStats { compressed_bytes, original_bytes, .. } = *compressed.stats();
-        if compressed_bytes >= original_bytes {
-            return Ok(Err(format!("coded it has {compressed_bytes} bytes, as it is {original_bytes}")));
-        }
-        Ok(Ok(compressed))
+        Ok(if_smaller(compressed))
     }
 
     /// Copies a tensor as it is; the bias of a compressed linear becomes its byte buffer.

@@ -2,10 +2,10 @@
 
 use tch::Tensor;
 
-use super::compress::{missed_budget, Target, BUDGET_ATTEMPTS};
+use super::budget_search::BudgetSearch;
+use super::compress::{encode_grid, if_smaller, missed_budget, Target, BUDGET_ATTEMPTS};
 use crate::codec::{
-    solve_exponent, CompressedTensor, EncodeOptions, ExactMatrix, GridRule, Layout, Matrix, RateSample,
-    StepRule, TensorStats,
+    Budget, CompressedTensor, EncodeOptions, ExactMatrix, GridRule, Layout, Matrix, RateSample, StepRule,
 };
 use crate::error::Result;
 
@@ -22,14 +22,14 @@ pub(crate) struct MatrixToCompress<'a> {
 /// A compressed matrix, or why it is better left as it is.
 pub(crate) type Outcome = std::result::Result<CompressedTensor, String>;
 
-/// Compresses `matrices` in parallel rows of each; a size ([`Target::Bits`]) is met by all of them together.
+/// Compresses `matrices`, each in the `layout` or, for none, in the one that suits it; a size ([`Target::Bits`]) is met by all together.
 ///
 /// # Errors
 /// A matrix that is not finite, unless the target is lossless, by tensor path; a size that can't be met.
 pub(crate) fn compress_matrices(
     matrices: &[MatrixToCompress<'_>],
     target: Target,
-    layout: Layout,
+    layout: Option<Layout>,
 ) -> Result<Vec<Outcome>> {
     target.check()?;
     match target {
@@ -43,17 +43,23 @@ pub(crate) fn compress_matrices(
     }
 }
 
-fn options(matrix: &MatrixToCompress<'_>, layout: Layout) -> EncodeOptions {
+fn options(matrix: &MatrixToCompress<'_>, layout: Option<Layout>) -> EncodeOptions {
+    let layout = layout.unwrap_or(Layout::Fast);
     EncodeOptions { layout, row_access: matrix.row_access, allow_left: true, tile: None }
 }
 
-fn on_grid(matrix: &MatrixToCompress<'_>, rule: GridRule<'_>, layout: Layout) -> Result<CompressedTensor> {
+fn on_grid(
+    matrix: &MatrixToCompress<'_>,
+    rule: GridRule<'_>,
+    layout: Option<Layout>,
+) -> Result<CompressedTensor> {
     let weights = Matrix::of(matrix.path, matrix.weight)?;
     let quantized = rule.quantize(&weights, matrix.path)?;
-    CompressedTensor::encode(matrix.path, &weights, &quantized, options(matrix, layout))
+    let options = options(matrix, layout);
+    encode_grid(matrix.path, rule, &weights, &quantized, options, layout).map(|(compressed, _)| compressed)
 }
 
-fn exact(matrix: &MatrixToCompress<'_>, layout: Layout) -> Result<Outcome> {
+fn exact(matrix: &MatrixToCompress<'_>, layout: Option<Layout>) -> Result<Outcome> {
     match ExactMatrix::of(matrix.path, matrix.weight)? {
         Ok(halves) => {
             CompressedTensor::encode_exact(matrix.path, &halves, options(matrix, layout)).map(if_smaller)
@@ -62,30 +68,26 @@ fn exact(matrix: &MatrixToCompress<'_>, layout: Layout) -> Result<Outcome> {
     }
 }
 
-fn if_smaller(compressed: CompressedTensor) -> Outcome {
-    let TensorStats { compressed_bytes, original_bytes, .. } = *compressed.stats();
-    if compressed_bytes < original_bytes {
-        return Ok(compressed);
-    }
-    Err(format!("coded it has {compressed_bytes} bytes, as it is {original_bytes}"))
-}
-
-fn to_budget(matrices: &[MatrixToCompress<'_>], bits: f64, layout: Layout) -> Result<Vec<Outcome>> {
+fn to_budget(matrices: &[MatrixToCompress<'_>], bits: f64, layout: Option<Layout>) -> Result<Vec<Outcome>> {
     let sample = |matrix: &MatrixToCompress<'_>| {
         RateSample::new(matrix.path, &Matrix::of(matrix.path, matrix.weight)?, options(matrix, layout))
     };
-    let samples: Vec<RateSample> = matrices.iter().map(sample).collect::<Result<_>>()?;
+    let mut samples: Vec<RateSample> = matrices.iter().map(sample).collect::<Result<_>>()?;
     let weights: usize = matrices.iter().map(|matrix| matrix.weight.numel()).sum();
     let [tolerance, limit] = Target::budget_tolerance(weights as u64);
     let reached = |compressed: &[CompressedTensor]| {
         let bytes: usize = compressed.iter().map(|tensor| tensor.stats().compressed_bytes).sum();
         8.0 * bytes as f64 / weights.max(1) as f64
     };
-    let mut aim = bits;
+    let budget = Budget { other_bytes: 0, weights, bits };
+    let mut exponent = match layout {
+        None => budget.settle_and_solve(&mut samples)?,
+        Some(_) => budget.solve(&samples)?,
+    };
+    let mut search = BudgetSearch::new(bits);
     // The closest from either side.
     let [mut below, mut above]: [Option<Vec<CompressedTensor>>; 2] = [None, None];
     for _ in 0..BUDGET_ATTEMPTS {
-        let exponent = solve_exponent(&samples, 0, weights, aim)?;
         let compressed: Vec<CompressedTensor> = matrices
             .iter()
             .zip(&samples)
@@ -95,7 +97,7 @@ fn to_budget(matrices: &[MatrixToCompress<'_>], bits: f64, layout: Layout) -> Re
         if (got - bits).abs() <= tolerance {
             return Ok(compressed.into_iter().map(Ok).collect());
         }
-        aim += bits - got;
+        exponent = search.next(exponent, got);
         let (side, closer): (_, fn(f64, f64) -> bool) =
             if got < bits { (&mut below, |new, old| new > old) } else { (&mut above, |new, old| new < old) };
         if side.as_deref().is_none_or(|old| closer(got, reached(old))) {

@@ -3,6 +3,7 @@
 //! [`Reader`] trusts nothing it reads and loads one tensor at a time; [`Writer`] streams tensors out and lets
 //! the finished directory appear in one step; [`CheckpointWeights`] turns what a reader holds into layers.
 
+mod budget_search;
 mod calibrated;
 mod compress;
 mod container;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{bail, Result};
 use codecllm::calibration::{self, calibrate};
-use codecllm::checkpoint::{self, CompressReport, Target};
+use codecllm::checkpoint::{self, CompressReport, Target, TensorReport};
 use codecllm::codec::Importance;
 use serde::Serialize;
 
@@ -132,6 +132,13 @@ fn text(measured: &Measured<Report>) -> String {
     let reasons = uncoded.map(|kept| ("stored as it is", format!("{}: {}", kept.tensor_path, kept.reason)));
     let rest = report.uncoded.len().saturating_sub(MOST_REASONS);
     let more = (rest > 0).then(|| ("stored as they are", format!("{rest} more (--json lists them)")));
+    let other_layout =
+        |tensor: &TensorReport| Some(format!("{}: {}", tensor.tensor_path, tensor.layout_reason.as_ref()?));
+    let other_layouts: Vec<String> = report.tensors.iter().filter_map(other_layout).collect();
+    let beyond = other_layouts.len().saturating_sub(MOST_REASONS);
+    let other_layouts = other_layouts.into_iter().take(MOST_REASONS).map(|reason| ("layout small", reason));
+    let further = (beyond > 0).then(|| ("layout small", format!("{beyond} more (--json lists them)")));
+    let gain = gain.into_iter().chain(other_layouts).chain(further);
     pairs(rows.into_iter().chain(gain).chain(reasons).chain(more).chain(measured.rows()))
 }
 

@@ -7,7 +7,8 @@ use codecllm::codec::Layout;
 /// Which matrices, and in which layout.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SelectionArgs {
-    /// Layout of weights on a grid [default: fast]
+    /// Layout of weights on a grid [default: fast, but small for a matrix where fast takes more than 0.40 bits a weight over the
+    /// entropy of its grid]
     #[arg(long, value_enum)]
     pub(crate) layout: Option<LayoutArg>,
     /// Compress only what matches GLOB, over full tensor paths; may be repeated [default: every linear, the embedding
@@ -39,10 +40,10 @@ impl LayoutArg {
 
 impl SelectionArgs {
     pub(crate) fn options(self, target: Target) -> CompressOptions {
-        let layout = match self.layout.unwrap_or_default() {
+        let layout = self.layout.map(|layout| match layout {
             LayoutArg::Fast => Layout::Fast,
             LayoutArg::Small => Layout::Small,
-        };
+        });
         CompressOptions { target, layout, include: self.include, exclude: self.exclude }
     }
 }

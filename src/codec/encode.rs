@@ -18,7 +18,7 @@ use crate::tile::{TileGrid, GROUP_COLS, STRIPE_ROWS};
 pub struct EncodeOptions {
     /// What a symbol stands for.
     pub layout: Layout,
-    /// Single rows will be looked up: keep tiles one stripe high.
+    /// Single rows will be looked up: keep tiles as few stripes high as hold more than 8192 weights.
     pub row_access: bool,
     /// Whether tiles may code differences to the left where that is smaller.
     pub allow_left: bool,

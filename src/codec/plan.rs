@@ -22,6 +22,8 @@ const LEFT_MUST_REACH: f64 = 0.97;
 const MOST_TABLES: usize = 8;
 /// Weights of a matrix that keeps a large GPU busy for a few tiles' time only. With less than these no cut would.
 const FEW_TILES: std::ops::Range<usize> = 1 << 22..1 << 25;
+/// What a tile holds at least, of a matrix of which single rows are looked up: 4608 weights, a stripe of 288 columns, would cost 0.19 bit each.
+const ROW_ACCESS_WEIGHTS: usize = 1 << 13;
 /// Magnitudes from here on are escapes whatever the raw bits.
 const MAGNITUDES: usize = 1024;
 
@@ -40,8 +42,7 @@ impl TileShape {
     /// A tile costs about 110 bytes of states, lane lengths and header whatever it holds: 0.06 bit a weight at
     /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once: a matrix that gives
     /// a large GPU only a few tiles a multiprocessor is cut into twice as many. Where single rows are looked up
-    /// (`row_access`, an embedding) a tile is one stripe high; of floats as many as hold more than 8192 weights, since what
-    /// a tile costs is most of what they take over their entropy.
+    /// (`row_access`, an embedding) a tile has only as many stripes as hold more than 8192 weights.
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let few = !row_access && FEW_TILES.contains(&rows.saturating_mul(cols));
         let target = match layout {
@@ -56,8 +57,7 @@ impl TileShape {
         // Where several tiles make a band, a GPU adds their products up stripe by stripe: a stripe is a tile.
         let stripes = match row_access {
             _ if pieces > 1 => 1,
-            true if layout.is_grid() => 1,
-            true => (target / 2 + 1).div_ceil(stripe),
+            true => (ROW_ACCESS_WEIGHTS + 1).div_ceil(stripe),
             false => ((target + stripe / 2) / stripe).max(1),
         };
         let most = (MAX_TILE_CELLS / stripe).max(1);

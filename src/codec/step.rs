@@ -8,8 +8,10 @@ use rayon::prelude::*;
 
 use super::buffers::View;
 use super::encode::{encode, EncodeOptions};
+use super::header::Layout;
 use super::header::HEADER_BYTES;
 use super::importance::{Importance, RelativeSteps};
+use super::layout_choice::Unsettled;
 use super::plan::TileShape;
 use super::tensor::Matrix;
 use crate::error::{Error, Result};
@@ -28,6 +30,9 @@ const LARGEST_STEP: f64 = 1e38;
 
 /// How close to the budget the search must come, bits a weight.
 const TOLERANCE_BITS: f64 = 0.002;
+
+/// How close it must be when the layouts are settled, bits a weight: a tenth of an octave changes what a layout takes by a hundredth.
+const SETTLING_BITS: f64 = 0.1;
 
 /// Weights of a sample.
 const SAMPLE_WEIGHTS: usize = 1 << 17;
@@ -92,6 +97,10 @@ pub struct RateSample {
     log_step: f64,
     importance: Option<Importance>,
     options: EncodeOptions,
+    /// Rows and columns of the whole matrix.
+    whole: [usize; 2],
+    /// Why the layout is not the preferred one.
+    layout_reason: Option<String>,
 }
 
 impl RateSample {
@@ -148,6 +157,8 @@ impl RateSample {
             log_step,
             importance,
             options: EncodeOptions { tile: Some(tile), ..options },
+            whole: matrix.shape,
+            layout_reason: None,
         })
     }
 
@@ -182,6 +193,39 @@ impl RateSample {
         }
     }
 
+    /// The layout that the matrix will have.
+    pub fn layout(&self) -> Layout {
+        self.options.layout
+    }
+
+    /// Why that is not the preferred one.
+    pub fn layout_reason(&self) -> Option<&str> {
+        self.layout_reason.as_deref()
+    }
+
+    /// Takes the layout for good that suits the matrix when the common exponent is about `exponent`, as [`Unsettled::settle`]
+    /// does: were it open, a size between what the two layouts take could not be met. Says whether it is another than before.
+    pub fn settle_layout(&mut self, exponent: f64) -> Result<bool> {
+        let quantized = self.quantize_sample(exponent)?;
+        let Self { tensor_path, sample, whole, options, .. } = &*self;
+        let unsettled = Unsettled {
+            tensor_path,
+            matrix: sample,
+            quantized: &quantized,
+            whole: *whole,
+            options: *options,
+        };
+        let settled = unsettled.settle()?;
+        if settled.layout == self.options.layout {
+            return Ok(false);
+        }
+        let [rows, cols] = self.whole;
+        let tile = TileShape::choose(rows, cols, settled.layout, self.options.row_access);
+        self.options = EncodeOptions { layout: settled.layout, tile: Some(tile), ..self.options };
+        self.layout_reason = settled.reason;
+        Ok(true)
+    }
+
     /// Quantizes the whole `matrix` with the steps of the common exponent `exponent`.
     pub fn quantize(&self, matrix: &Matrix, exponent: f64) -> Result<Quantized> {
         let feedback = self.importance.as_ref().and_then(Importance::feedback);
@@ -193,11 +237,15 @@ impl RateSample {
     pub fn bits(&self, exponent: f64) -> Result<f64> {
         let Matrix { weights, shape, dtype } = &self.sample;
         let path = &self.tensor_path;
-        let steps = self.steps_of(self.rows.iter().copied(), exponent);
-        let feedback = self.importance.as_ref().and_then(Importance::feedback);
-        let quantized = quantize_finite(&self.sample, &steps, feedback, path)?;
+        let quantized = self.quantize_sample(exponent)?;
         let buffers = encode(path, &quantized.values, *shape, &quantized.scales, *dtype, self.options)?;
         Ok(whole_bits(&buffers.view(path)?, weights.len(), self.weights))
+    }
+
+    fn quantize_sample(&self, exponent: f64) -> Result<Quantized> {
+        let steps = self.steps_of(self.rows.iter().copied(), exponent);
+        let feedback = self.importance.as_ref().and_then(Importance::feedback);
+        quantize_finite(&self.sample, &steps, feedback, &self.tensor_path)
     }
 }
 
@@ -234,39 +282,88 @@ fn middle_log_step(samples: &[RateSample]) -> f64 {
     middle.map_or(0.0, |step| step.0)
 }
 
+/// The size that a model is to have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    /// Bytes beside the matrices.
+    pub other_bytes: usize,
+    /// Weights of the whole model.
+    pub weights: usize,
+    /// Bits a weight, everything counted.
+    pub bits: f64,
+}
+
+impl Budget {
+    /// Bits a weight too many.
+    fn excess(&self, samples: &[RateSample], exponent: f64) -> Result<f64> {
+        let coded: f64 =
+            samples.par_iter().map(|sample| sample.bits(exponent)).collect::<Result<Vec<_>>>()?.iter().sum();
+        Ok((coded + 8.0 * self.other_bytes as f64) / self.weights.max(1) as f64 - self.bits)
+    }
+
+    /// The common exponent at which `samples` meet the budget.
+    pub fn solve(&self, samples: &[RateSample]) -> Result<f64> {
+        let (range, guess) = self.begin(samples)?;
+        self.near(samples, guess, range, TOLERANCE_BITS)
+    }
+
+    /// The same after each of `samples` took the layout that suits it about there, for good ([`RateSample::settle_layout`]).
+    ///
+    /// Errors as [`solve_exponent`].
+    pub fn settle_and_solve(&self, samples: &mut [RateSample]) -> Result<f64> {
+        let (range, guess) = self.begin(samples)?;
+        let rough = self.near(samples, guess, range, SETTLING_BITS)?;
+        for sample in samples.iter_mut() {
+            sample.settle_layout(rough)?;
+        }
+        self.near(samples, rough, range, TOLERANCE_BITS)
+    }
+
+    /// Between which exponents to look, and a first guess.
+    fn begin(&self, samples: &[RateSample]) -> Result<([f64; 2], f64)> {
+        let log_step = middle_log_step(samples);
+        let range = EXPONENT_RANGE.map(|exponent| exponent - log_step);
+        let least = self.excess(samples, range[1])?;
+        if least > 0.0 {
+            let (bits, least) = (self.bits, self.bits + least);
+            return Err(Error::invalid(
+                "--bits",
+                format!("{bits} bits a weight cannot be met: this model takes at least {least:.2}"),
+            ));
+        }
+        // One bit an octave is what the rate of any smooth distribution does; the Gaussian's offset is 2.05.
+        Ok((range, (2.3 - self.bits - log_step).clamp(range[0], range[1])))
+    }
+
+    /// The exponent in a range at which the budget is met within `tolerance`, from a first guess.
+    fn near(
+        &self,
+        samples: &[RateSample],
+        mut exponent: f64,
+        [mut fine, mut coarse]: [f64; 2],
+        tolerance: f64,
+    ) -> Result<f64> {
+        for _ in 0..24 {
+            let excess = self.excess(samples, exponent)?;
+            if excess.abs() < tolerance {
+                break;
+            }
+            if excess > 0.0 {
+                fine = exponent;
+            } else {
+                coarse = exponent;
+            }
+            let newton = exponent + excess;
+            exponent = if newton > fine && newton < coarse { newton } else { 0.5 * (fine + coarse) };
+        }
+        Ok(exponent)
+    }
+}
+
 /// The common exponent at which all matrices together, with `other_bytes` beside them, take `bits` for each of the
 /// model's `weights`.
 ///
 /// Errors where `bits` cannot be met because what does not depend on the step takes more.
 pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, weights: usize, bits: f64) -> Result<f64> {
-    let excess = |exponent: f64| -> Result<f64> {
-        let coded: f64 =
-            samples.par_iter().map(|sample| sample.bits(exponent)).collect::<Result<Vec<_>>>()?.iter().sum();
-        Ok((coded + 8.0 * other_bytes as f64) / weights.max(1) as f64 - bits)
-    };
-    let log_step = middle_log_step(samples);
-    let [mut fine, mut coarse] = EXPONENT_RANGE.map(|exponent| exponent - log_step);
-    let least = excess(coarse)?;
-    if least > 0.0 {
-        return Err(Error::invalid(
-            "--bits",
-            format!("{bits} bits a weight cannot be met: this model takes at least {:.2}", bits + least),
-        ));
-    }
-    // One bit an octave is what the rate of any smooth distribution does; the Gaussian's offset is 2.05.
-    let mut exponent = (2.3 - bits - log_step).clamp(fine, coarse);
-    for _ in 0..24 {
-        let excess = excess(exponent)?;
-        if excess.abs() < TOLERANCE_BITS {
-            break;
-        }
-        if excess > 0.0 {
-            fine = exponent;
-        } else {
-            coarse = exponent;
-        }
-        let newton = exponent + excess;
-        exponent = if newton > fine && newton < coarse { newton } else { 0.5 * (fine + coarse) };
-    }
-    Ok(exponent)
+    Budget { other_bytes, weights, bits }.solve(samples)
 }

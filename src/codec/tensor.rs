@@ -172,7 +172,7 @@ impl CompressedTensor {
 }
 
 /// Below this many weights a table or a tile weighs more than speed: the layout that is smaller is taken.
-const SMALL_WEIGHTS: usize = 1 << 16;
+pub(super) const SMALL_WEIGHTS: usize = 1 << 16;
 
 fn encode_smallest(
     tensor_path: &str,

@@ -28,7 +28,7 @@ pub(super) fn layers(report: &Report) -> Chart<'static> {
             line("of its own", Color::Second, |error| error.own_error),
             Series { name: None, color: Color::Second, mark: Mark::Labels(labels), points },
         ],
-        legend: Corner::LowerRight,
+        legend: Corner::UpperLeft,
         size: SIZE,
     }
 }

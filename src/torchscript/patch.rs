@@ -15,8 +15,8 @@ use crate::nn::buffer_tensors;
 pub struct PatchOptions {
     /// Size or quality to aim for; a size is of the patched matrices, without what stays as it is.
     pub target: Target,
-    /// Layout of weights on a grid: [`Layout::Fast`] or [`Layout::Small`].
-    pub layout: Layout,
+    /// Layout of weights on a grid: [`Layout::Fast`] or [`Layout::Small`]; none for the one that suits each matrix.
+    pub layout: Option<Layout>,
     /// Globs over full tensor paths such as `layers.0.attention.wq.weight`: patch only what one of them matches. Empty: all.
     pub include: Vec<String>,
     /// Globs over tensor paths: leave these as they are.
@@ -31,7 +31,7 @@ impl Default for PatchOptions {
     fn default() -> Self {
         Self {
             target: Target::Int8,
-            layout: Layout::Fast,
+            layout: None,
             include: Vec::new(),
             exclude: Vec::new(),
             min_weights: 0,

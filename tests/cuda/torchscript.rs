@@ -25,7 +25,8 @@ fn outputs(module: &Module, inputs: &InputSet, device: Device) -> Vec<Tensor> {
     outputs
         .into_iter()
         .map(|output| {
-            assert_eq!(output.device(), device);
+            // A count of calls is made where it was.
+            assert!(output.device() == device || !output.is_floating_point());
             output.to_device(Device::Cpu)
         })
         .collect()

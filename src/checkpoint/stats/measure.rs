@@ -6,7 +6,9 @@ use super::tally::Tally;
 use super::StatsTensor;
 use crate::checkpoint::compress::Target;
 use crate::checkpoint::selection::EMBEDDING;
-use crate::codec::{CompressedTensor, EncodeOptions, ExactMatrix, Layout, Matrix, StepRule, TileShape};
+use crate::codec::{
+    CompressedTensor, EncodeOptions, ExactMatrix, Layout, Matrix, StepRule, TileShape, Unsettled,
+};
 use crate::error::Result;
 use crate::quantize::{check_finite, root_mean_square};
 
@@ -38,7 +40,7 @@ pub(super) fn measure(
     name: &str,
     tensor: &Tensor,
     matrix: &Matrix,
-    layout: Layout,
+    layout: Option<Layout>,
     choices: &[(String, Target)],
 ) -> Result<Measured> {
     check_finite(&matrix.weights, matrix.shape[1], name)?;
@@ -74,20 +76,30 @@ pub(super) fn measure(
 struct GridSample<'a> {
     name: &'a str,
     sample: Matrix,
-    weights: usize,
-    options: EncodeOptions,
+    whole: [usize; 2],
+    /// `None`: whichever suits.
+    layout: Option<Layout>,
 }
 
 impl<'a> GridSample<'a> {
-    fn new(name: &'a str, matrix: &Matrix, layout: Layout) -> Self {
-        let options = options_for(name, matrix.shape, layout);
-        Self { name, sample: matrix.sample(SAMPLE_WEIGHTS), weights: matrix.weights.len(), options }
+    fn new(name: &'a str, matrix: &Matrix, layout: Option<Layout>) -> Self {
+        Self { name, sample: matrix.sample(SAMPLE_WEIGHTS), whole: matrix.shape, layout }
     }
 
     fn tally(&self, rule: StepRule) -> Result<Tally> {
-        let quantized = rule.quantize(&self.sample, self.name)?;
-        let coded = CompressedTensor::encode(self.name, &self.sample, &quantized, self.options)?;
-        Tally::of_sample(&coded, self.weights)
+        let Self { name, sample, whole, layout } = self;
+        let quantized = rule.quantize(sample, name)?;
+        let options = options_for(name, *whole, layout.unwrap_or(Layout::Fast));
+        let coded = match layout {
+            Some(_) => CompressedTensor::encode(name, sample, &quantized, options)?,
+            None => {
+                let quantized = &quantized;
+                let unsettled =
+                    Unsettled { tensor_path: name, matrix: sample, quantized, whole: *whole, options };
+                unsettled.settle()?.compressed
+            }
+        };
+        Tally::of_sample(&coded, whole[0] * whole[1])
     }
 }
 

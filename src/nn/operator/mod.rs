@@ -179,7 +179,9 @@ unsafe extern "C" fn codecllm_compress(
 ) -> *mut c_char {
     guarded(|| {
         // SAFETY: the caller's.
-        let (target, layout) = unsafe { (text(target), text(layout)) };
+        let target = unsafe { text(target) };
+        // SAFETY: the caller's: null or a text.
+        let layout = (!layout.is_null()).then(|| unsafe { text(layout) }.parse::<Layout>()).transpose()?;
         // SAFETY: the caller's.
         let weights: Vec<Tensor> = (0..count).map(|index| unsafe { borrow(*weights.add(index)) }).collect();
         let matrices: Vec<MatrixToCompress<'_>> = weights
@@ -190,7 +192,7 @@ unsafe extern "C" fn codecllm_compress(
                 MatrixToCompress { path: text(*paths.add(index)), weight, row_access: *row_access.add(index) }
             })
             .collect();
-        let outcomes = compress_matrices(&matrices, target.parse::<Target>()?, layout.parse::<Layout>()?)?;
+        let outcomes = compress_matrices(&matrices, target.parse::<Target>()?, layout)?;
         let mut tensors = Vec::with_capacity(5 * count);
         for outcome in outcomes {
             match outcome {
