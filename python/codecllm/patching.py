@@ -18,7 +18,7 @@ def patch_(
     preset: str = "int8",
     *,
     bits: float | None = None,
-    layout: str = "fast",
+    layout: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_weights: int = 0,
@@ -27,7 +27,8 @@ def patch_(
     """Compresses the weight of every `torch.nn.Linear` in `module`, in place, and reports what it did.
 
     `preset` is int8, lossless, near, balanced or small; `bits` asks instead for that many bits a weight, 2.5 to 8.5. A
-    size is met by all patched weights together, to within what the command line allows. `layout` is fast or small.
+    size is met by all patched weights together, to within what the command line allows. `layout` is fast or small, or what suits
+    each matrix.
     `include` and `exclude` are glob patterns of full tensor paths (`model.layers.*.mlp.*.weight`); one that matches no
     matrix that could be patched is an error. Matrices of fewer than `min_weights` stay as they are, and so do tables of
     `torch.nn.Embedding` unless `embeddings` asks for them; one that is a head's weight as well is compressed with it.
@@ -91,7 +92,7 @@ def _replacement(layer: nn.Module, weight: CompressedWeight) -> nn.Module:
     return new.train(layer.training)
 
 
-def _compress(matrices: list[Matrix], target: str, layout: str) -> list[_Coded]:
+def _compress(matrices: list[Matrix], target: str, layout: str | None) -> list[_Coded]:
     """The matrices coded; a budget is met by all together."""
     if not matrices:
         return []
