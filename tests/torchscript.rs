@@ -306,6 +306,19 @@ fn a_module_without_linears_gives_an_empty_report() {
 }
 
 #[test]
+fn a_patched_file_runs_through_tch_alone() {
+    let _path = default_path();
+    let Some(path) = fixture("mlp") else { return };
+    let (module, _) = patched(&path, &PatchOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("patched.pt");
+    module.save(&file).unwrap();
+    let x = inputs(&path).remove(0).arguments;
+    let foreign = tch::CModule::load(&file).unwrap();
+    assert_eq!(foreign.forward_ts(&x).unwrap(), tch::no_grad(|| module.forward_ts(&x).unwrap()));
+}
+
+#[test]
 fn a_patched_module_is_refused_a_second_patch() {
     let Some(path) = fixture("mlp") else { return };
     let (mut module, _) = patched(&path, &PatchOptions::default());

@@ -94,7 +94,7 @@ impl TorchscriptParity {
     /// `Corrupt`, naming the output.
     pub fn check(&self, most: f64) -> Result<()> {
         // NaN is above everything.
-        let above = |divergence: f64| !(divergence <= most);
+        let above = |divergence: f64| divergence.is_nan() || divergence > most;
         match self.outputs.iter().find(|output| output.mean_divergence.is_some_and(above)) {
             None => Ok(()),
             Some(output) => {
