@@ -229,26 +229,14 @@ const std::shared_ptr<torch::jit::Graph>& Survey::graph_of(Function* method) {
 
 void Survey::read_graph(const ObjectPtr& self, const std::string& path, Function* method) {
   const auto& graph = graph_of(method);
-  std::unordered_map<const Value*, ObjectPtr> located;
+  Reading reading{method, {}};
   if (!graph->inputs().empty()) {
-    located[graph->inputs()[0]] = self;
+    reading.modules[graph->inputs()[0]] = self;
   }
-  const bool first_time = by_constant_.count(method) == 0;
-  auto& constants = by_constant_[method];
-  std::size_t ordinal = 0;
-  const auto visit = [&](Node* node) {
-    if (node->kind().is_prim() && node->kind() == torch::jit::prim::Constant) {
-      if (const auto tensor = matrix_constant(node)) {
-        const std::size_t own = ordinal++;
-        if (first_time) {
-          const std::string attribute = method->name() + "_constant_" + std::to_string(own);
-          constants[own] = places_.size();
-          places_.push_back({self, attribute, join(path, attribute), method, own, false, {}, ""});
-          note_uses(constants[own], node->output(), *method);
-        }
-      }
-      return;
-    }
+  if (by_constant_.count(method) == 0) {
+    read_constants(self, path, method);
+  }
+  for_each_node(graph->block(), [&](Node* node) {
     if (node->kind() == torch::jit::prim::CreateObject && enters_autocast(node)) {
       autocast_ = method->name();
     }
@@ -256,51 +244,76 @@ void Survey::read_graph(const ObjectPtr& self, const std::string& path, Function
       patched_ = join(path, method->name());
     }
     if (node->kind() == torch::jit::prim::GetAttr) {
-      const std::string& name = node->s(torch::jit::attr::name);
-      const ObjectPtr owner = module_at(located, node->input());
-      if (owner == nullptr) {
-        if (is_module(node->input())) {
-          pinned_types_.emplace(node->input()->type(), method->name());
-        }
-        return;
-      }
-      const c10::IValue value = owner->getAttr(name);
-      if (value.isModule()) {
-        located[node->output()] = value.toObject();
-      } else if (const auto place = place_of(owner.get(), name)) {
-        note_uses(*place, node->output(), *method);
-      }
+      read_attribute(reading, node);
       return;
     }
     if (node->kind() == torch::jit::prim::SetAttr) {
-      const ObjectPtr owner = module_at(located, node->input(0));
-      const auto place = owner ? place_of(owner.get(), node->s(torch::jit::attr::name)) : std::nullopt;
-      if (place) {
-        places_[*place].obstacle = "is assigned in " + method->name();
-      }
+      note_assignment(reading, node);
     }
-    const bool has_self = node->kind() == torch::jit::prim::CallMethod || node->kind() == torch::jit::prim::SetAttr;
-    for (std::size_t offset = has_self ? 1 : 0; offset < node->inputs().size(); ++offset) {
-      if (const ObjectPtr handed = module_at(located, node->input(offset))) {
-        pin(handed, "its module is handed to " + name_of(node) + " in " + method->name());
-      }
+    pin_arguments(reading, node);
+  });
+  pin_results(reading, graph->block());
+}
+
+void Survey::read_constants(const ObjectPtr& self, const std::string& path, Function* method) {
+  auto& constants = by_constant_[method];
+  for_each_node(graph_of(method)->block(), [&](Node* node) {
+    if (!matrix_constant(node)) {
+      return;
     }
-  };
-  for_each_node(graph->block(), visit);
-  // Outputs of the graph and of inner blocks are inputs of nodes that the walk does not visit.
-  const std::function<void(torch::jit::Block*)> check_outputs = [&](torch::jit::Block* block) {
-    for (Node* node : block->nodes()) {
-      for (torch::jit::Block* inner : node->blocks()) {
-        check_outputs(inner);
-      }
+    const std::size_t ordinal = constants.size();
+    const std::string attribute = method->name() + "_constant_" + std::to_string(ordinal);
+    constants[ordinal] = places_.size();
+    places_.push_back({self, attribute, join(path, attribute), method, ordinal, false, {}, ""});
+    note_uses(constants[ordinal], node->output(), *method);
+  });
+}
+
+void Survey::read_attribute(Reading& reading, Node* node) {
+  const std::string& name = node->s(torch::jit::attr::name);
+  const ObjectPtr owner = module_at(reading.modules, node->input());
+  if (owner == nullptr) {
+    if (is_module(node->input())) {
+      pinned_types_.emplace(node->input()->type(), reading.method->name());
     }
-    for (const Value* output : block->outputs()) {
-      if (const ObjectPtr handed = module_at(located, output)) {
-        pin(handed, "its module is a result in " + method->name());
-      }
+    return;
+  }
+  const c10::IValue value = owner->getAttr(name);
+  if (value.isModule()) {
+    reading.modules[node->output()] = value.toObject();
+  } else if (const auto place = place_of(owner.get(), name)) {
+    note_uses(*place, node->output(), *reading.method);
+  }
+}
+
+void Survey::note_assignment(const Reading& reading, Node* node) {
+  const ObjectPtr owner = module_at(reading.modules, node->input(0));
+  const auto place = owner ? place_of(owner.get(), node->s(torch::jit::attr::name)) : std::nullopt;
+  if (place) {
+    places_[*place].obstacle = "is assigned in " + reading.method->name();
+  }
+}
+
+void Survey::pin_arguments(const Reading& reading, Node* node) {
+  const bool has_self = node->kind() == torch::jit::prim::CallMethod || node->kind() == torch::jit::prim::SetAttr;
+  for (std::size_t offset = has_self ? 1 : 0; offset < node->inputs().size(); ++offset) {
+    if (const ObjectPtr handed = module_at(reading.modules, node->input(offset))) {
+      pin(handed, "its module is handed to " + name_of(node) + " in " + reading.method->name());
     }
-  };
-  check_outputs(graph->block());
+  }
+}
+
+void Survey::pin_results(const Reading& reading, torch::jit::Block* block) {
+  for (Node* node : block->nodes()) {
+    for (torch::jit::Block* inner : node->blocks()) {
+      pin_results(reading, inner);
+    }
+  }
+  for (const Value* output : block->outputs()) {
+    if (const ObjectPtr handed = module_at(reading.modules, output)) {
+      pin(handed, "its module is a result in " + reading.method->name());
+    }
+  }
 }
 
 void Survey::note_uses(std::size_t place, Value* value, const Function& method) {

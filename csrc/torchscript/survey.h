@@ -61,12 +61,25 @@ class Survey {
   const std::shared_ptr<torch::jit::Graph>& graph_of(torch::jit::Function* method);
 
  private:
+  // One graph, and the modules that values of it are known to be.
+  struct Reading {
+    torch::jit::Function* method;
+    std::unordered_map<const torch::jit::Value*, ObjectPtr> modules;
+  };
+
   void collect(const ObjectPtr& object, const std::string& path);
   void read_methods(const ObjectPtr& object, const std::string& path);
   void read_graph(const ObjectPtr& self, const std::string& path, torch::jit::Function* method);
+  void read_constants(const ObjectPtr& self, const std::string& path, torch::jit::Function* method);
+  // prim::GetAttr: leads to a module, or to a matrix whose uses are noted.
+  void read_attribute(Reading& reading, torch::jit::Node* node);
+  void note_assignment(const Reading& reading, torch::jit::Node* node);
   void note_uses(std::size_t place, torch::jit::Value* value, const torch::jit::Function& method);
   // Nothing at or below `object` may change its type, since a value of that type is handed around.
   void pin(const ObjectPtr& object, const std::string& why);
+  void pin_arguments(const Reading& reading, torch::jit::Node* node);
+  // Results of the graph and of inner blocks are inputs of nodes that no walk visits.
+  void pin_results(const Reading& reading, torch::jit::Block* block);
   void pin_types();
   // A matrix whose replacements' names are taken stays as it is.
   void check_names();
