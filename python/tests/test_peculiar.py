@@ -52,6 +52,30 @@ class NamesTaken(nn.Module):
         return F.linear(x, self.w) + F.linear(x, self.w_header) + F.linear(x, self.v) + len(self.v_path)
 
 
+class Two(nn.Module):
+    """Two matrices of its own."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.a = weight(seed=seed)
+        self.b = weight(seed=seed + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.a) - 2 * F.linear(x, self.b)
+
+
+class Pair(nn.Module):
+    """Two modules of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Two(1)
+        self.second = Two(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + 3 * self.second(x)
+
+
 class WithDevice(nn.Module):
     """Holds what no weight is in."""
 
@@ -148,6 +172,13 @@ class PeculiarTest(TestCase):
         module, report = self.patch(path)
         self.assertEqual(self.paths(report["patched"]), ["w_header"])
         self.assertTrue(all("already" in matrix["reason"] for matrix in report["skipped"]))
+        self.assert_close(module(x), codecllm.load(path)(x))
+
+    def test_modules_of_one_class_may_lose_different_matrices(self) -> None:
+        x = random(3, COLUMNS)
+        path = self.saved(Pair())
+        module, report = self.patch(path, "--exclude", "first.a", "--exclude", "second.b")
+        self.assertEqual(self.paths(report["patched"]), ["first.b", "second.a"])
         self.assert_close(module(x), codecllm.load(path)(x))
 
     def test_attributes_that_are_no_tensors_do_not_matter(self) -> None:
@@ -262,6 +293,19 @@ class OperatorTest(TestCase):
             for x in (hidden[:, :, :COLUMNS], hidden[:, ::2, ::2], hidden[:, :, :COLUMNS].transpose(0, 1)):
                 got = torch.ops.codecllm.linear(x, *buffers, like, bias)
                 self.assertTrue(torch.equal(got, F.linear(x, w, bias)), f"{dtype} {x.stride()}")
+
+    def test_a_projection_adds_in_the_order_of_the_dense_one(self) -> None:
+        columns, rows = 300, 500
+        w = weight(columns, rows).data
+        buffers = torch.ops.codecllm.compress([w.t()], ["w"], [False], "lossless")
+        like = torch.empty(rows, 0, columns)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for count in (1100, 1107):
+                x, bias = random(count, columns).to(dtype), random(rows).to(dtype)
+                got = torch.ops.codecllm.projection(x, *buffers, like)
+                self.assertTrue(torch.equal(got, x @ w.to(dtype)), f"{dtype} {count}")
+                got = torch.ops.codecllm.projection(x, *buffers, like, bias)
+                self.assertTrue(torch.equal(got, torch.addmm(bias, x, w.to(dtype))), f"{dtype} {count}")
 
     def test_wrong_dtypes_and_devices_are_errors(self) -> None:
         (buffers, like), x = self.buffers(), random(2, COLUMNS)
