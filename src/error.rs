@@ -64,7 +64,11 @@ impl Error {
             std::io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, path.as_ref().display().to_string(), source.to_string()).with_source(source)
+        let message = match cure(source.kind()) {
+            None => source.to_string(),
+            Some(cure) => format!("{source}; {cure}"),
+        };
+        Self::new(kind, path.as_ref().display().to_string(), message).with_source(source)
     }
 
     /// An [`ErrorKind::Truncated`] error.
@@ -110,6 +114,21 @@ impl Error {
     pub fn about(mut self, subject: impl Into<String>) -> Self {
         self.subject = subject.into();
         self
+    }
+}
+
+/// What a user can do about an error of the operating system.
+fn cure(kind: std::io::ErrorKind) -> Option<&'static str> {
+    use std::io::ErrorKind as Io;
+    match kind {
+        Io::StorageFull => Some("free some space or name an output on another disk"),
+        Io::QuotaExceeded => Some("free some of your quota or name an output elsewhere"),
+        Io::FileTooLarge => {
+            Some("raise the limit on the size of files (ulimit -f) or name an output on another disk")
+        }
+        Io::ReadOnlyFilesystem => Some("name an output on a disk that can be written to"),
+        Io::PermissionDenied => Some("change its permissions or run as its owner"),
+        _ => None,
     }
 }
 

@@ -10,7 +10,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::container::{checksum, TENSOR_KEY};
 use super::header::read_header;
+use super::snapshot::Snapshot;
 use super::{INDEX_FILE, SINGLE_FILE};
+use crate::codec::Checksums;
 use crate::error::{Error, ErrorKind, Result, TorchContext};
 
 /// What a checkpoint says about one tensor.
@@ -44,6 +46,9 @@ pub struct Reader {
     names: Vec<String>,
     entries: HashMap<String, Entry>,
     metadata: HashMap<String, String>,
+    checksums: Checksums,
+    /// The directory before anything was read of it; none where it could not be listed.
+    snapshot: Option<Snapshot>,
 }
 
 impl Reader {
@@ -60,6 +65,8 @@ impl Reader {
             names: Vec::new(),
             entries: HashMap::new(),
             metadata: HashMap::new(),
+            checksums: Checksums::default(),
+            snapshot: Snapshot::of(dir).ok(),
         };
         if dir.join(SINGLE_FILE).exists() {
             reader.add_shard(SINGLE_FILE)?;
@@ -73,7 +80,28 @@ impl Reader {
             ));
         }
         reader.add_indexed_shards()?;
+        reader.check_file(INDEX_FILE)?;
         Ok(reader)
+    }
+
+    /// The same reader that compares checksums or not. Headers and index are checked when they are opened, in either case.
+    #[must_use]
+    pub fn with_checksums(mut self, checksums: Checksums) -> Self {
+        self.checksums = checksums;
+        self
+    }
+
+    /// Whether checksums are compared.
+    pub fn checksums(&self) -> Checksums {
+        self.checksums
+    }
+
+    /// Errors where a file of the directory is another one than when it was opened: what was read may be half of each.
+    ///
+    /// # Errors
+    /// `Corrupt` for a file that was written to, replaced or removed, by its path.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.snapshot.as_ref().map_or(Ok(()), Snapshot::check)
     }
 
     fn add_indexed_shards(&mut self) -> Result<()> {
@@ -193,6 +221,9 @@ impl Reader {
             let message = format!("needs {} bytes: {error}", data.len());
             Error::new(error.kind(), name, message).with_source(error)
         })?;
+        if !self.checksums.verify() {
+            return Ok(());
+        }
         match self.metadata.get(&format!("{TENSOR_KEY}{name}")) {
             Some(wanted) if *wanted != checksum(data) => Err(Error::corrupt(
                 name,
@@ -211,8 +242,10 @@ fn read_weight_map(path: &Path) -> Result<HashMap<String, String>> {
     }
     let subject = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let index: Index = serde_json::from_str(&text)
-        .map_err(|e| Error::corrupt(&*subject, format!("is not a safetensors index: {e}")).with_source(e))?;
+    let index: Index = serde_json::from_str(&text).map_err(|e| {
+        let kind = if e.is_eof() { ErrorKind::Truncated } else { ErrorKind::Corrupt };
+        Error::new(kind, &*subject, format!("is not a safetensors index: {e}")).with_source(e)
+    })?;
     for (name, shard) in &index.weight_map {
         if Path::new(shard).file_name().is_none_or(|file| file != shard.as_str()) {
             return Err(Error::corrupt(

@@ -85,7 +85,7 @@ impl<'a> CheckpointWeights<'a> {
             (false, _) => self.bias(vs, shape, false)?,
         };
         let buffers = read_buffer_tensors(self.reader, path)?;
-        let linear = CompressedLinear::from_tensors(vs, buffers, bias)?;
+        let linear = CompressedLinear::from_tensors_with(vs, buffers, bias, self.reader.checksums())?;
         self.check_compressed(path, linear.shape(), shape)?;
         Ok(linear)
     }
@@ -127,7 +127,8 @@ impl WeightSource for CheckpointWeights<'_> {
         let path = tensor_path(vs, "weight");
         if holds_compressed(self.reader, &path) {
             let buffers = read_buffer_tensors(self.reader, &path)?;
-            let embedding = CompressedEmbedding::from_tensors(vs, buffers, self.kind)?;
+            let checksums = self.reader.checksums();
+            let embedding = CompressedEmbedding::from_tensors_with(vs, buffers, self.kind, checksums)?;
             self.check_compressed(&path, embedding.shape(), shape)?;
             return Ok(Embedding::Compressed(embedding));
         }

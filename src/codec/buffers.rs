@@ -46,6 +46,24 @@ impl Buffers {
     }
 }
 
+/// Whether checksums are compared. Sizes, offsets, tables and lane ends are checked in either case: no payload reaches memory
+/// that is not its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksums {
+    /// Compare them all.
+    #[default]
+    Verify,
+    /// Compare none but those of headers, for who is in a hurry and trusts the disk: damage gives wrong weights.
+    Ignore,
+}
+
+impl Checksums {
+    /// Whether they are compared.
+    pub fn verify(self) -> bool {
+        self == Self::Verify
+    }
+}
+
 /// A compressed tensor in borrowed buffers whose sizes, offsets and counts have been checked.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
@@ -91,6 +109,14 @@ impl<'a> View<'a> {
     /// Bytes of all buffers together.
     pub fn total_bytes(&self) -> usize {
         HEADER_BYTES + self.scales.len() + self.tables.len() + self.tiles.len() + self.payload.len()
+    }
+
+    /// [`View::verify_checksum`], if `checksums` are wanted.
+    pub fn check(&self, checksums: Checksums) -> Result<()> {
+        match checksums {
+            Checksums::Verify => self.verify_checksum(),
+            Checksums::Ignore => Ok(()),
+        }
     }
 
     /// Compares the checksum of the buffers with the header's.
