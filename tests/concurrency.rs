@@ -41,9 +41,19 @@ fn one_directory_loaded_many_times_at_once_answers_alike() {
     let out = fixture.compressed();
     let load = || Generator::open(&out, &LoadOptions::default()).unwrap();
     let alone = load();
-    let answers = together(|thread| answer(&load(), thread));
-    for (thread, got) in answers.into_iter().enumerate() {
-        assert_eq!(got, answer(&alone, thread), "thread {thread}");
+    let wanted: Vec<_> = (0..THREADS).map(|thread| answer(&alone, thread)).collect();
+    assert_eq!(together(|thread| answer(&load(), thread)), wanted);
+}
+
+#[test]
+fn one_model_answers_many_threads_alike() {
+    let fixture = Fixture::new();
+    for dir in [fixture.compressed(), fixture.model()] {
+        let generator = Generator::open(dir, &LoadOptions::default()).unwrap();
+        let alone: Vec<_> = (0..THREADS).map(|thread| answer(&generator, thread)).collect();
+        for _ in 0..4 {
+            assert_eq!(together(|thread| answer(&generator, thread)), alone);
+        }
     }
 }
 
