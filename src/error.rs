@@ -95,8 +95,13 @@ impl Error {
     pub fn torch(subject: impl Into<String>, source: tch::TchError) -> Self {
         // libtorch appends a C++ backtrace after its first line; the cause is the first line.
         let text = source.to_string();
-        let first = text.lines().next().unwrap_or_default().to_owned();
-        Self::new(ErrorKind::Torch, subject, first).with_source(source)
+        let first = text.lines().next().unwrap_or_default();
+        // libtorch says how much was needed and how much is free.
+        let message = match first.contains("out of memory") || first.contains("can't allocate memory") {
+            true => format!("{first} (take less context, fewer bits a weight, or another device)"),
+            false => first.to_owned(),
+        };
+        Self::new(ErrorKind::Torch, subject, message).with_source(source)
     }
 
     /// The kind of error.
@@ -153,5 +158,25 @@ pub(crate) trait TorchContext<T> {
 impl<T> TorchContext<T> for std::result::Result<T, tch::TchError> {
     fn about(self, subject: &str) -> Result<T> {
         self.map_err(|source| Error::torch(subject, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_user_can_cure_says_how() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = Error::io("/out/data-00001.spool", full).to_string();
+        assert!(
+            error.starts_with("/out/data-00001.spool: ") && error.contains("; free some space"),
+            "{error}"
+        );
+        let first = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.50 GiB free.";
+        let torch = tch::TchError::Torch(format!("{first}\nException raised from malloc"));
+        let error = Error::torch("model.norm.weight", torch).to_string();
+        assert!(error.contains(&format!("{first} (take less context")), "{error}");
+        assert!(!error.contains("Exception"), "{error}");
     }
 }

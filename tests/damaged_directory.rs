@@ -257,12 +257,12 @@ fn parts(buffers: &mut Buffers) -> [&mut Vec<u8>; 5] {
 #[test]
 fn every_changed_byte_of_a_tensor_fails_its_checksum() {
     for (path, mut buffers) in ["v1", "v1_exact"].into_iter().flat_map(golden_buffers) {
-        for part in 0..BUFFER_NAMES.len() {
+        for (part, buffer) in BUFFER_NAMES.into_iter().enumerate() {
             for at in 0..parts(&mut buffers)[part].len() {
                 for change in CHANGES {
                     parts(&mut buffers)[part][at] ^= change;
                     let checked = buffers.view(&path).and_then(|view| view.verify_checksum());
-                    assert!(checked.is_err(), "{path}.{}, byte {at} by {change:#x}", BUFFER_NAMES[part]);
+                    assert!(checked.is_err(), "{path}.{buffer}, byte {at} by {change:#x}");
                     parts(&mut buffers)[part][at] ^= change;
                 }
             }
