@@ -3,9 +3,12 @@
 use tch::{nn, Kind, Tensor};
 
 use super::container::{holds_compressed, read_buffer_tensors};
-use super::Reader;
+use super::{Checks, Reader};
+use crate::codec::Checksums;
 use crate::error::{Error, Result, TorchContext};
-use crate::nn::{CompressedEmbedding, CompressedLinear, DenseEmbedding, DenseLinear, Embedding, Linear};
+use crate::nn::{
+    ChecksumPolicy, CompressedEmbedding, CompressedLinear, DenseEmbedding, DenseLinear, Embedding, Linear,
+};
 
 /// Where a model's weights come from. The VarStore path of a layer is its tensor path without `.weight`.
 pub trait WeightSource {
@@ -33,12 +36,33 @@ pub trait WeightSource {
 pub struct CheckpointWeights<'a> {
     reader: &'a Reader,
     kind: Kind,
+    /// Where checksums are compared while the next tensor is read; none: at once.
+    checks: Option<&'a Checks>,
 }
 
 impl<'a> CheckpointWeights<'a> {
     /// The weights of `reader` as `kind` (`Float`, `Half` or `BFloat16`).
     pub fn new(reader: &'a Reader, kind: Kind) -> Self {
-        Self { reader, kind }
+        Self { reader, kind, checks: None }
+    }
+
+    /// As [`CheckpointWeights::new`], with the checksums of compressed tensors compared by `checks`, which the caller finishes before
+    /// anything is given out.
+    pub(crate) fn checked_aside(reader: &'a Reader, kind: Kind, checks: &'a Checks) -> Self {
+        Self { reader, kind, checks: Some(checks) }
+    }
+
+    /// Reads a compressed tensor's buffers, and says what is left to do about their checksum.
+    fn buffers(&self, path: &str) -> Result<([Tensor; 5], ChecksumPolicy)> {
+        let buffers = read_buffer_tensors(self.reader, path)?;
+        let wanted = self.reader.checksums();
+        match self.checks.filter(|_| wanted.verify()) {
+            None => Ok((buffers, wanted.into())),
+            Some(checks) => {
+                checks.compare(path, &buffers);
+                Ok((buffers, ChecksumPolicy { first: Checksums::Ignore, later: wanted }))
+            }
+        }
     }
 
     /// Reads `leaf` of `vs`, checks it, and registers it in the VarStore as a buffer.
@@ -84,8 +108,8 @@ impl<'a> CheckpointWeights<'a> {
             (true, Some(_)) => Some(self.reader.read(&name)?),
             (false, _) => self.bias(vs, shape, false)?,
         };
-        let buffers = read_buffer_tensors(self.reader, path)?;
-        let linear = CompressedLinear::from_tensors_with(vs, buffers, bias, self.reader.checksums())?;
+        let (buffers, policy) = self.buffers(path)?;
+        let linear = CompressedLinear::from_tensors_with(vs, buffers, bias, policy)?;
         self.check_compressed(path, linear.shape(), shape)?;
         Ok(linear)
     }
@@ -126,9 +150,8 @@ impl WeightSource for CheckpointWeights<'_> {
     fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding> {
         let path = tensor_path(vs, "weight");
         if holds_compressed(self.reader, &path) {
-            let buffers = read_buffer_tensors(self.reader, &path)?;
-            let checksums = self.reader.checksums();
-            let embedding = CompressedEmbedding::from_tensors_with(vs, buffers, self.kind, checksums)?;
+            let (buffers, policy) = self.buffers(&path)?;
+            let embedding = CompressedEmbedding::from_tensors_with(vs, buffers, self.kind, policy)?;
             self.check_compressed(&path, embedding.shape(), shape)?;
             return Ok(Embedding::Compressed(embedding));
         }
