@@ -4,7 +4,6 @@
 //! the finished directory appear in one step; [`CheckpointWeights`] turns what a reader holds into layers.
 
 mod calibrated;
-mod checks;
 mod compress;
 mod container;
 mod decompress;
@@ -22,7 +21,6 @@ mod weights;
 mod writer;
 
 pub use calibrated::{compress_calibrated, CalibrationGain};
-pub(crate) use checks::Checks;
 pub use compress::{
     compress, CompressOptions, CompressReport, Progress, Target, TensorReport, UncodedReport,
 };

@@ -7,13 +7,17 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::Xxh3;
 
-use super::container::{checksum, TENSOR_KEY};
+use super::container::TENSOR_KEY;
 use super::header::read_header;
 use super::snapshot::Snapshot;
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::codec::Checksums;
 use crate::error::{Error, ErrorKind, Result, TorchContext};
+
+/// What is read at a time: a part of a core's second cache.
+const PIECE_BYTES: usize = 1 << 16;
 
 /// What a checkpoint says about one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +184,11 @@ impl Reader {
     /// `InvalidArgument` for an unknown name, `Unsupported` for a dtype tch has no name for, `Io` or
     /// `Truncated` where the file has changed since it was opened.
     pub fn read(&self, name: &str) -> Result<Tensor> {
+        self.read_hashed(name, None)
+    }
+
+    /// As [`Reader::read`]; `hasher` sees the bytes as they come.
+    pub(super) fn read_hashed(&self, name: &str, hasher: Option<&mut Xxh3>) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let kind = torch_kind(name, entry.info.dtype)?;
         let tensor =
@@ -189,7 +198,7 @@ impl Reader {
             // `read_header` has checked to be `entry.info.bytes`; no one else holds it while the slice lives.
             let data =
                 unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), entry.info.bytes) };
-            self.fill(name, entry, data)?;
+            self.fill(name, entry, data, hasher)?;
         }
         Ok(tensor)
     }
@@ -201,7 +210,7 @@ impl Reader {
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entry(name)?;
         let mut data = vec![0; entry.info.bytes];
-        self.fill(name, entry, &mut data)?;
+        self.fill(name, entry, &mut data, None)?;
         Ok(data)
     }
 
@@ -211,24 +220,31 @@ impl Reader {
             .ok_or_else(|| Error::invalid(name, format!("no such tensor in {}", self.dir.display())))
     }
 
-    fn fill(&self, name: &str, entry: &Entry, data: &mut [u8]) -> Result<()> {
+    /// Reads a tensor's bytes. What is hashed is hashed while it is in the processor's cache.
+    fn fill(&self, name: &str, entry: &Entry, data: &mut [u8], mut hasher: Option<&mut Xxh3>) -> Result<()> {
         let path = &entry.info.file;
         let Some(file) = self.files.get(entry.shard) else {
             return Err(Error::corrupt(name, format!("{} is not open", path.display())));
         };
-        file.read_exact_at(data, entry.offset).map_err(|e| {
-            let error = Error::io(path, e);
-            let message = format!("needs {} bytes: {error}", data.len());
-            Error::new(error.kind(), name, message).with_source(error)
-        })?;
-        if !self.checksums.verify() {
-            return Ok(());
+        let wanted = self.metadata.get(&format!("{TENSOR_KEY}{name}")).filter(|_| self.checksums.verify());
+        let mut own = wanted.map(|wanted| (wanted, Xxh3::new()));
+        let (mut offset, length) = (entry.offset, data.len());
+        for piece in data.chunks_mut(PIECE_BYTES) {
+            file.read_exact_at(piece, offset).map_err(|e| {
+                let error = Error::io(path, e);
+                let message = format!("needs {length} bytes: {error}");
+                Error::new(error.kind(), name, message).with_source(error)
+            })?;
+            offset += piece.len() as u64;
+            own.iter_mut()
+                .map(|(_, own)| own)
+                .chain(hasher.as_deref_mut())
+                .for_each(|hasher| hasher.update(piece));
         }
-        match self.metadata.get(&format!("{TENSOR_KEY}{name}")) {
-            Some(wanted) if *wanted != checksum(data) => Err(Error::corrupt(
-                name,
-                format!("checksum {}, wanted {wanted} (file damaged?)", checksum(data)),
-            )),
+        match own.map(|(wanted, own)| (wanted, format!("{:016x}", own.digest()))) {
+            Some((wanted, got)) if *wanted != got => {
+                Err(Error::corrupt(name, format!("checksum {got}, wanted {wanted} (file damaged?)")))
+            }
             _ => Ok(()),
         }
     }

@@ -3,7 +3,7 @@
 use tch::{nn, Kind, Tensor};
 
 use super::container::{holds_compressed, read_buffer_tensors};
-use super::{Checks, Reader};
+use super::Reader;
 use crate::codec::Checksums;
 use crate::error::{Error, Result, TorchContext};
 use crate::nn::{
@@ -36,33 +36,18 @@ pub trait WeightSource {
 pub struct CheckpointWeights<'a> {
     reader: &'a Reader,
     kind: Kind,
-    /// Where checksums are compared while the next tensor is read; none: at once.
-    checks: Option<&'a Checks>,
 }
 
 impl<'a> CheckpointWeights<'a> {
     /// The weights of `reader` as `kind` (`Float`, `Half` or `BFloat16`).
     pub fn new(reader: &'a Reader, kind: Kind) -> Self {
-        Self { reader, kind, checks: None }
+        Self { reader, kind }
     }
 
-    /// As [`CheckpointWeights::new`], with the checksums of compressed tensors compared by `checks`, which the caller finishes before
-    /// anything is given out.
-    pub(crate) fn checked_aside(reader: &'a Reader, kind: Kind, checks: &'a Checks) -> Self {
-        Self { reader, kind, checks: Some(checks) }
-    }
-
-    /// Reads a compressed tensor's buffers, and says what is left to do about their checksum.
+    /// Reads a compressed tensor's buffers. Their checksum was compared as they were read, if it is wanted.
     fn buffers(&self, path: &str) -> Result<([Tensor; 5], ChecksumPolicy)> {
         let buffers = read_buffer_tensors(self.reader, path)?;
-        let wanted = self.reader.checksums();
-        match self.checks.filter(|_| wanted.verify()) {
-            None => Ok((buffers, wanted.into())),
-            Some(checks) => {
-                checks.compare(path, &buffers);
-                Ok((buffers, ChecksumPolicy { first: Checksums::Ignore, later: wanted }))
-            }
-        }
+        Ok((buffers, ChecksumPolicy { first: Checksums::Ignore, later: self.reader.checksums() }))
     }
 
     /// Reads `leaf` of `vs`, checks it, and registers it in the VarStore as a buffer.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{nn, Device, Kind};
 
-use crate::checkpoint::{CheckpointWeights, Checks, Reader};
+use crate::checkpoint::{CheckpointWeights, Reader};
 use crate::codec::Checksums;
 use crate::cuda;
 use crate::error::{Error, Result};
@@ -79,12 +79,7 @@ impl Model {
             SMALL_FILES.iter().try_for_each(|name| reader.check_file(name))?;
         }
         let var_store = nn::VarStore::new(options.device);
-        let checks = Checks::new();
-        let weights = CheckpointWeights::checked_aside(&reader, options.kind, &checks);
-        let llama = Llama::load(&var_store.root(), &config, &weights);
-        // Damage that also upsets the loading is called damage.
-        checks.finish()?;
-        let llama = llama?;
+        let llama = Llama::load(&var_store.root(), &config, &CheckpointWeights::new(&reader, options.kind))?;
         check_leftovers(&reader, &var_store, &config)?;
         Ok(Self { var_store, llama, kind: options.kind, context })
     }
