@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models fixtures demo test test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
+.PHONY: help setup models fixtures demo test kill-test fuzz test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,6 +23,19 @@ test: fixtures ## every test, of Rust and of Python
 	cargo test
 	scripts/test_python.sh
 
+kill-test: models ## compress and decompress killed at a hundred random moments each: minutes
+	cargo test --test interrupted -- --ignored --nocapture
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = open_container decode_tile decode_table parse_config tokenizer_and_template torchscript_patch
+fuzz: setup ## each fuzz target for FUZZ_SECONDS; needs nightly Rust and cargo-fuzz
+	@cargo fuzz --version >/dev/null || { echo "error: cargo-fuzz is missing; install it with: cargo install cargo-fuzz --locked" >&2; exit 1; }
+	cargo test --test fuzz_smoke -- --ignored write_corpus
+	@for target in $(FUZZ_TARGETS); do echo "== $$target, $(FUZZ_SECONDS) s" >&2; \
+	LD_LIBRARY_PATH=$(CURDIR)/.libtorch/torch/lib:$(CURDIR)/.libtorch/nvidia/cu13/lib cargo +nightly fuzz run $$target $(FUZZ_FLAGS) -- \
+	-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=8192 \
+	$$([ $$target != torchscript_patch ] || echo -detect_leaks=0) || exit 1; done # libtorch leaks a zip reader for each file it refuses
+
 test-cuda: models ## the tests that need a GPU; they skip, with a message, where there is none
 	cargo test --test cuda -- --test-threads=1 --nocapture
 	cargo test --lib -- --test-threads=1 --nocapture cuda transformer
@@ -38,8 +51,7 @@ check: fixtures ## everything a change must pass: format, lints, documentation, 
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test
 	scripts/test_python.sh
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny check --hide-inclusion-graph bans licenses sources; \
-	else echo "SKIPPED: cargo-deny is missing; install it with: cargo install cargo-deny --locked" >&2; fi
+	@scripts/check_dependencies.sh
 
 bench: models ## the numbers: ratios, speeds, perplexity
 	@scripts/fetch_wikitext.sh

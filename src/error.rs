@@ -64,7 +64,11 @@ impl Error {
             std::io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
             _ => ErrorKind::Io,
         };
-        Self::new(kind, path.as_ref().display().to_string(), source.to_string()).with_source(source)
+        let message = match cure(source.kind()) {
+            None => source.to_string(),
+            Some(cure) => format!("{source}; {cure}"),
+        };
+        Self::new(kind, path.as_ref().display().to_string(), message).with_source(source)
     }
 
     /// An [`ErrorKind::Truncated`] error.
@@ -91,8 +95,13 @@ impl Error {
     pub fn torch(subject: impl Into<String>, source: tch::TchError) -> Self {
         // libtorch appends a C++ backtrace after its first line; the cause is the first line.
         let text = source.to_string();
-        let first = text.lines().next().unwrap_or_default().to_owned();
-        Self::new(ErrorKind::Torch, subject, first).with_source(source)
+        let first = text.lines().next().unwrap_or_default();
+        // libtorch says how much was needed and how much is free.
+        let message = match first.contains("out of memory") || first.contains("can't allocate memory") {
+            true => format!("{first} (take less context, fewer bits a weight, or another device)"),
+            false => first.to_owned(),
+        };
+        Self::new(ErrorKind::Torch, subject, message).with_source(source)
     }
 
     /// The kind of error.
@@ -110,6 +119,21 @@ impl Error {
     pub fn about(mut self, subject: impl Into<String>) -> Self {
         self.subject = subject.into();
         self
+    }
+}
+
+/// What a user can do about an error of the operating system.
+fn cure(kind: std::io::ErrorKind) -> Option<&'static str> {
+    use std::io::ErrorKind as Io;
+    match kind {
+        Io::StorageFull => Some("free some space or name an output on another disk"),
+        Io::QuotaExceeded => Some("free some of your quota or name an output elsewhere"),
+        Io::FileTooLarge => {
+            Some("raise the limit on the size of files (ulimit -f) or name an output on another disk")
+        }
+        Io::ReadOnlyFilesystem => Some("name an output on a disk that can be written to"),
+        Io::PermissionDenied => Some("change its permissions or run as its owner"),
+        _ => None,
     }
 }
 
@@ -134,5 +158,25 @@ pub(crate) trait TorchContext<T> {
 impl<T> TorchContext<T> for std::result::Result<T, tch::TchError> {
     fn about(self, subject: &str) -> Result<T> {
         self.map_err(|source| Error::torch(subject, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_user_can_cure_says_how() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = Error::io("/out/data-00001.spool", full).to_string();
+        assert!(
+            error.starts_with("/out/data-00001.spool: ") && error.contains("; free some space"),
+            "{error}"
+        );
+        let first = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.50 GiB free.";
+        let torch = tch::TchError::Torch(format!("{first}\nException raised from malloc"));
+        let error = Error::torch("model.norm.weight", torch).to_string();
+        assert!(error.contains(&format!("{first} (take less context")), "{error}");
+        assert!(!error.contains("Exception"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use codecllm::checkpoint::{Reader, Writer};
+use codecllm::checkpoint::{compress, decompress, CompressOptions, Reader, Writer};
 use codecllm::{Error, ErrorKind};
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -287,6 +287,66 @@ fn files_are_copied_verbatim_and_sizes_are_exact() {
     assert_eq!((offset("wide") % 8, offset("half") % 2), (0, 0));
     assert!(offset("odd") < offset("later"), "tensors of one width keep their order");
     assert_eq!(tensors.tensor("odd").unwrap().data(), [1, 2, 3]);
+}
+
+/// A model to compress, and a directory beside it.
+fn small_model(parent: &Path) -> [std::path::PathBuf; 2] {
+    let model = parent.join("model");
+    let mut writer = Writer::create(&model).unwrap();
+    let floats: Vec<u8> = (0..17 * 40).flat_map(|n| (n as f32).sin().to_le_bytes()).collect();
+    writer.add("m.a.weight", Dtype::F32, &[17, 40], &floats).unwrap();
+    writer.add("m.norm.weight", Dtype::F32, &[7], &floats[..28]).unwrap();
+    writer.write_file("config.json", b"{}").unwrap();
+    writer.write_file("tokenizer.json", b"{}").unwrap();
+    writer.finish().unwrap();
+    [model, parent.join("out")]
+}
+
+#[test]
+fn a_directory_that_changes_while_it_is_read_is_noticed() {
+    let parent = tempfile::tempdir().unwrap();
+    let [model, out] = small_model(parent.path());
+    let compressed = parent.path().join("compressed");
+    compress(&model, &compressed, &CompressOptions::default(), &mut |_| {}).unwrap();
+    let before = listing(parent.path());
+    // Whatever is written after the first tensor was read.
+    for (dir, file) in
+        [(&model, "config.json"), (&model, "model.safetensors"), (&compressed, "tokenizer.json")]
+    {
+        let path = dir.join(file);
+        let bytes = fs::read(&path).unwrap();
+        let mut write =
+            |_: codecllm::checkpoint::Progress<'_>| fs::write(&path, [&bytes[..], b"\n"].concat()).unwrap();
+        let error = match dir == &model {
+            true => compress(dir, &out, &CompressOptions::default(), &mut write).unwrap_err(),
+            false => decompress(dir, &out, &mut write).unwrap_err(),
+        };
+        assert_eq!((error.kind(), error.subject()), (ErrorKind::Corrupt, path.to_str().unwrap()));
+        assert!(error.to_string().contains("while the directory was read; run again"), "{error}");
+        assert_eq!(listing(parent.path()), before);
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn containers_of_before_files_had_checksums_are_read() {
+    let parent = tempfile::tempdir().unwrap();
+    let [model, out] = small_model(parent.path());
+    compress(&model, &out, &CompressOptions::default(), &mut |_| {}).unwrap();
+    let reader = Reader::open(&out).unwrap();
+    let old = parent.path().join("old");
+    let mut writer = Writer::create(&old).unwrap();
+    for (key, value) in reader.metadata().iter().filter(|(key, _)| !key.starts_with("codecllm.file.")) {
+        writer.metadata(key, if key == "codecllm.header" { "0000000000000000" } else { value });
+    }
+    for name in reader.names() {
+        let info = reader.info(name).unwrap();
+        writer.add(name, info.dtype, &info.shape, &reader.read_bytes(name).unwrap()).unwrap();
+    }
+    writer.write_file("config.json", b"{ }").unwrap();
+    writer.finish().unwrap();
+    assert!(codecllm::checkpoint::verify(&old, None, &mut |_| {}).unwrap().ok);
+    decompress(&old, parent.path().join("back"), &mut |_| {}).unwrap();
 }
 
 fn any_dtype() -> impl Strategy<Value = Dtype> {

@@ -130,6 +130,42 @@ fn a_weight_that_is_not_finite_is_named_by_path_and_element() {
 }
 
 #[test]
+fn no_verify_takes_what_checksums_refuse() {
+    let fixture = Fixture::new();
+    let out = fixture.compressed();
+    // A scale's lowest bit: another weight, but a good one.
+    patch(Path::new(&out), &format!("{UP}.scales"), 0, |byte| byte ^ 1);
+    let generate = ["generate", &out, "--prompt", "p", "--max-new-tokens", "2", "--raw"];
+    run(&generate).assert_fails(UP, "checksum");
+    run(&["decompress", &out, "-o", &fixture.path("dense")]).assert_fails(UP, "checksum");
+    assert_eq!(run(&[&generate[..], &["--no-verify"]].concat()).code, 0);
+    assert_eq!(run(&["decompress", &out, "-o", &fixture.path("dense"), "--no-verify"]).code, 0);
+    // What is checked without checksums still is.
+    patch(Path::new(&out), &format!("{UP}.tiles"), 4, |byte| byte ^ 0x40);
+    assert_eq!(run(&[&generate[..], &["--no-verify"]].concat()).code, 1);
+}
+
+#[test]
+fn files_beside_the_tensors_are_verified() {
+    let fixture = Fixture::new();
+    let out = fixture.compressed();
+    let config = Path::new(&out).join("tokenizer_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("role", "Role")).unwrap();
+    let subject = config.display().to_string();
+    let generate = ["generate", &out, "--prompt", "p", "--max-new-tokens", "2", "--raw"];
+    for arguments in [&["verify", &out][..], &generate, &["decompress", &out, "-o", &fixture.path("dense")]] {
+        run(arguments).assert_fails(&subject, "checksum");
+    }
+    assert_eq!(run(&[&generate[..], &["--no-verify"]].concat()).code, 0);
+    std::fs::write(&config, &text[..text.len() - 1]).unwrap();
+    run(&["verify", &out]).assert_fails(&subject, "truncated");
+    std::fs::remove_file(&config).unwrap();
+    run(&["verify", &out]).assert_fails(&subject, "missing");
+    run(&generate).assert_fails(&subject, "missing");
+}
+
+#[test]
 fn a_corrupt_byte_fails_verify_and_names_the_tensor() {
     let fixture = Fixture::new();
     let out = fixture.compressed();

@@ -29,6 +29,18 @@ fn constants_agree() {
 }
 
 #[test]
+fn what_is_said_of_files_is_what_is_written() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1_directory");
+    let reader = Reader::open(&golden).unwrap();
+    says("`codecllm.file.F` holds its length in bytes in decimal, a space, and the\nchecksum");
+    for file in ["config.json", "model.safetensors.index.json"] {
+        let bytes = std::fs::read(golden.join(file)).unwrap();
+        let wanted = format!("{} {:016x}", bytes.len(), xxhash_rust::xxh3::xxh3_64(&bytes));
+        assert_eq!(reader.metadata()[&format!("codecllm.file.{file}")], wanted);
+    }
+}
+
+#[test]
 fn the_example_by_hand_is_the_golden() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
     let reader = Reader::open(dir).unwrap();

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::budget_search::BudgetSearch;
 use super::calibrated::{importance_of, CalibrationGain};
 use super::container::{checksum, is_buffer, CHOICE_KEY, HEADER_KEY, NO_CHECKSUM, TENSOR_KEY, VERSION_KEY};
+use super::files::{copy_other_files, FILE_KEY};
 use super::selection::{select, EMBEDDING};
-use super::{Reader, Writer, INDEX_FILE};
+use super::{Reader, Writer};
 use crate::codec::{
     Budget, CompressedTensor, EncodeOptions, ExactMatrix, GridRule, Importance, Layout, Matrix, RateSample,
     StepRule, TensorStats, Unsettled, BUDGET_RANGE, FORMAT_VERSION,
@@ -212,7 +213,7 @@ pub struct CompressReport {
 /// # Errors
 /// What [`Reader`] and [`Writer`] report; `InvalidArgument` for a source that is compressed already, a pattern that
 /// matches nothing, a budget outside 2.5 to 8.5 bits, or, unless the target is lossless, a weight that is not finite (by tensor
-/// path and element).
+/// path and element); `Corrupt` where somebody wrote to `dir` meanwhile.
 pub fn compress(
     dir: impl AsRef<Path>,
     out: impl AsRef<Path>,
@@ -414,7 +415,9 @@ impl Job<'_> {
         writer.metadata(VERSION_KEY, FORMAT_VERSION.to_string());
         writer.metadata(CHOICE_KEY, self.options.target.to_string());
         writer.metadata(HEADER_KEY, NO_CHECKSUM);
-        copy_other_files(self.reader.dir(), &mut writer)?;
+        for (name, sum) in copy_other_files(self.reader.dir(), &mut writer)? {
+            writer.metadata(format!("{FILE_KEY}{name}"), sum.to_string());
+        }
         let total_bytes = self.reader.names().map(|name| self.bytes_of(name)).sum();
         let mut done_bytes = 0;
         let mut done = Done::default();
@@ -436,6 +439,7 @@ impl Job<'_> {
         if !accept(reached) {
             return Ok(None);
         }
+        self.reader.check_unchanged()?;
         let compressed_bytes = writer.finish()?;
         Ok(Some(summarize(weights, total_bytes, compressed_bytes, done)))
     }
@@ -536,23 +540,6 @@ impl Done {
         let sum: f64 = all().map(|stats| Some(bits(stats)? * stats.weights as f64)).sum::<Option<f64>>()?;
         (coded > 0.0).then(|| sum / coded)
     }
-}
-
-/// Everything in the directory that is not a tensor file: config, tokenizer, templates, licenses.
-pub(super) fn copy_other_files(dir: &Path, writer: &mut Writer) -> Result<()> {
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
-    let mut files: Vec<_> = entries
-        .map(|entry| entry.map(|entry| entry.path()).map_err(|e| Error::io(dir, e)))
-        .collect::<Result<_>>()?;
-    files.sort();
-    for file in files.iter().filter(|file| file.is_file()) {
-        let is_tensors = file.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "pt");
-        let is_index = file.file_name().is_some_and(|name| name == INDEX_FILE);
-        if !is_tensors && !is_index {
-            writer.copy_file(file)?;
-        }
-    }
-    Ok(())
 }
 
 fn summarize(weights: u64, original_bytes: u64, compressed_bytes: u64, done: Done) -> CompressReport {

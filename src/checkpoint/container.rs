@@ -7,11 +7,12 @@
 use std::collections::{HashMap, HashSet};
 
 use tch::Tensor;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use super::Reader;
 use crate::codec::{Buffers, BUFFER_NAMES, FORMAT_VERSION};
 use crate::error::{Error, Result};
+use crate::nn::view_of;
 
 /// Metadata key of the format's version.
 pub(super) const VERSION_KEY: &str = "codecllm.version";
@@ -94,14 +95,23 @@ pub(super) fn read_buffers(reader: &Reader, tensor_path: &str) -> Result<Buffers
     })
 }
 
-/// Reads a compressed tensor's buffers as byte tensors, in the order of [`BUFFER_NAMES`].
+/// Reads a compressed tensor's buffers as byte tensors, in the order of [`BUFFER_NAMES`], and compares their checksum unless the reader
+/// ignores it.
 pub(super) fn read_buffer_tensors(reader: &Reader, tensor_path: &str) -> Result<[Tensor; 5]> {
+    let mut hasher = reader.checksums().verify().then(Xxh3::new);
     let mut tensors = Vec::with_capacity(BUFFER_NAMES.len());
     for buffer in BUFFER_NAMES {
         check_bytes(reader, tensor_path, buffer)?;
-        tensors.push(reader.read(&buffer_path(tensor_path, buffer))?);
+        // The header vouches for the others, and for itself.
+        let hasher = hasher.as_mut().filter(|_| buffer != "header");
+        tensors.push(reader.read_hashed(&buffer_path(tensor_path, buffer), hasher)?);
     }
-    <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::corrupt(tensor_path, "has not five buffers"))
+    let tensors =
+        <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::corrupt(tensor_path, "has not five buffers"))?;
+    if let Some(hasher) = hasher {
+        view_of(tensor_path, &tensors)?.compare_checksum(hasher.digest())?;
+    }
+    Ok(tensors)
 }
 
 fn check_bytes(reader: &Reader, tensor_path: &str, buffer: &str) -> Result<()> {

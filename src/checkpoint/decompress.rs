@@ -5,10 +5,11 @@ use std::path::Path;
 use safetensors::Dtype;
 use tch::{Kind, Tensor};
 
-use super::compress::{copy_other_files, Progress};
+use super::compress::Progress;
 use super::container::{compressed_paths, is_buffer, is_byte_bias, read_buffers, stored_bytes};
+use super::files::copy_other_files;
 use super::{Reader, Writer};
-use crate::codec::{decompress as decompress_tensor, raw_bytes};
+use crate::codec::{decompress_view, raw_bytes};
 use crate::error::{Error, Result};
 use crate::nn::Bias;
 
@@ -22,8 +23,19 @@ pub fn decompress(
     out: impl AsRef<Path>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<u64> {
-    let reader = Reader::open(dir)?;
-    let compressed = compressed_paths(&reader);
+    decompress_from(&Reader::open(dir)?, out, progress)
+}
+
+/// As [`decompress`], of a directory that is open already, with its [`Checksums`](crate::codec::Checksums).
+///
+/// # Errors
+/// As [`decompress`].
+pub fn decompress_from(
+    reader: &Reader,
+    out: impl AsRef<Path>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<u64> {
+    let compressed = compressed_paths(reader);
     if compressed.is_empty() {
         return Err(Error::invalid(
             reader.dir().display().to_string(),
@@ -32,22 +44,29 @@ pub fn decompress(
     }
     let mut writer = Writer::create(out.as_ref())?;
     writer.metadata("format", "pt");
+    if reader.checksums().verify() {
+        reader.check_files()?;
+    }
     copy_other_files(reader.dir(), &mut writer)?;
     let plain = reader.names().filter(|name| !is_buffer(name));
     let names: Vec<&str> = compressed.iter().map(String::as_str).chain(plain).collect();
-    let total_bytes = names.iter().map(|name| stored_bytes(&reader, name)).sum();
+    let total_bytes = names.iter().map(|name| stored_bytes(reader, name)).sum();
     let mut done_bytes = 0;
     for name in names {
-        write_one(&reader, name, &mut writer)?;
-        done_bytes += stored_bytes(&reader, name);
+        write_one(reader, name, &mut writer)?;
+        done_bytes += stored_bytes(reader, name);
         progress(Progress { stage: "decompress", tensor_path: name, done_bytes, total_bytes });
     }
+    reader.check_unchanged()?;
     writer.finish()
 }
 
 fn write_one(reader: &Reader, name: &str, writer: &mut Writer) -> Result<()> {
     if reader.info(name).is_none() {
-        let tensor = decompress_tensor(&read_buffers(reader, name)?, name)?;
+        let buffers = read_buffers(reader, name)?;
+        let view = buffers.view(name)?;
+        view.check(reader.checksums())?;
+        let tensor = decompress_view(&view)?;
         return write_tensor(name, &tensor, writer);
     }
     let bytes = reader.read_bytes(name)?;

@@ -8,11 +8,14 @@ mod calibrated;
 mod compress;
 mod container;
 mod decompress;
+mod files;
 mod header;
 mod inspect;
 mod matrices;
+mod partial;
 mod reader;
 mod selection;
+mod snapshot;
 mod stats;
 mod verify;
 mod weights;
@@ -22,9 +25,10 @@ pub use calibrated::{compress_calibrated, CalibrationGain};
 pub use compress::{
     compress, CompressOptions, CompressReport, Progress, Target, TensorReport, UncodedReport,
 };
-pub use decompress::decompress;
+pub use decompress::{decompress, decompress_from};
 pub use inspect::{inspect, InspectReport, InspectTensor};
 pub(crate) use matrices::{compress_matrices, MatrixToCompress};
+pub use partial::remove_unfinished;
 pub use reader::{Reader, TensorInfo};
 pub(crate) use selection::PathFilter;
 pub use stats::{bits_at_snr, stats, CurvePoint, StatsReport, StatsTensor, UnmetChoice};

@@ -7,11 +7,17 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::Xxh3;
 
-use super::container::{checksum, TENSOR_KEY};
+use super::container::TENSOR_KEY;
 use super::header::read_header;
+use super::snapshot::Snapshot;
 use super::{INDEX_FILE, SINGLE_FILE};
+use crate::codec::Checksums;
 use crate::error::{Error, ErrorKind, Result, TorchContext};
+
+/// What is read at a time: a part of a core's second cache.
+const PIECE_BYTES: usize = 1 << 16;
 
 /// What a checkpoint says about one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +50,9 @@ pub struct Reader {
     names: Vec<String>,
     entries: HashMap<String, Entry>,
     metadata: HashMap<String, String>,
+    checksums: Checksums,
+    /// The directory before anything was read of it; none where it could not be listed.
+    snapshot: Option<Snapshot>,
 }
 
 impl Reader {
@@ -60,6 +69,8 @@ impl Reader {
             names: Vec::new(),
             entries: HashMap::new(),
             metadata: HashMap::new(),
+            checksums: Checksums::default(),
+            snapshot: Snapshot::of(dir).ok(),
         };
         if dir.join(SINGLE_FILE).exists() {
             reader.add_shard(SINGLE_FILE)?;
@@ -73,7 +84,28 @@ impl Reader {
             ));
         }
         reader.add_indexed_shards()?;
+        reader.check_file(INDEX_FILE)?;
         Ok(reader)
+    }
+
+    /// The same reader that compares checksums or not. Headers and index are checked when they are opened, in either case.
+    #[must_use]
+    pub fn with_checksums(mut self, checksums: Checksums) -> Self {
+        self.checksums = checksums;
+        self
+    }
+
+    /// Whether checksums are compared.
+    pub fn checksums(&self) -> Checksums {
+        self.checksums
+    }
+
+    /// Errors where a file of the directory is another one than when it was opened: what was read may be half of each.
+    ///
+    /// # Errors
+    /// `Corrupt` for a file that was written to, replaced or removed, by its path.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.snapshot.as_ref().map_or(Ok(()), Snapshot::check)
     }
 
     fn add_indexed_shards(&mut self) -> Result<()> {
@@ -152,6 +184,11 @@ impl Reader {
     /// `InvalidArgument` for an unknown name, `Unsupported` for a dtype tch has no name for, `Io` or
     /// `Truncated` where the file has changed since it was opened.
     pub fn read(&self, name: &str) -> Result<Tensor> {
+        self.read_hashed(name, None)
+    }
+
+    /// As [`Reader::read`]; `hasher` sees the bytes as they come.
+    pub(super) fn read_hashed(&self, name: &str, hasher: Option<&mut Xxh3>) -> Result<Tensor> {
         let entry = self.entry(name)?;
         let kind = torch_kind(name, entry.info.dtype)?;
         let tensor =
@@ -161,7 +198,7 @@ impl Reader {
             // `read_header` has checked to be `entry.info.bytes`; no one else holds it while the slice lives.
             let data =
                 unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), entry.info.bytes) };
-            self.fill(name, entry, data)?;
+            self.fill(name, entry, data, hasher)?;
         }
         Ok(tensor)
     }
@@ -173,7 +210,7 @@ impl Reader {
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entry(name)?;
         let mut data = vec![0; entry.info.bytes];
-        self.fill(name, entry, &mut data)?;
+        self.fill(name, entry, &mut data, None)?;
         Ok(data)
     }
 
@@ -183,21 +220,31 @@ impl Reader {
             .ok_or_else(|| Error::invalid(name, format!("no such tensor in {}", self.dir.display())))
     }
 
-    fn fill(&self, name: &str, entry: &Entry, data: &mut [u8]) -> Result<()> {
+    /// Reads a tensor's bytes. What is hashed is hashed while it is in the processor's cache.
+    fn fill(&self, name: &str, entry: &Entry, data: &mut [u8], mut hasher: Option<&mut Xxh3>) -> Result<()> {
         let path = &entry.info.file;
         let Some(file) = self.files.get(entry.shard) else {
             return Err(Error::corrupt(name, format!("{} is not open", path.display())));
         };
-        file.read_exact_at(data, entry.offset).map_err(|e| {
-            let error = Error::io(path, e);
-            let message = format!("needs {} bytes: {error}", data.len());
-            Error::new(error.kind(), name, message).with_source(error)
-        })?;
-        match self.metadata.get(&format!("{TENSOR_KEY}{name}")) {
-            Some(wanted) if *wanted != checksum(data) => Err(Error::corrupt(
-                name,
-                format!("checksum {}, wanted {wanted} (file damaged?)", checksum(data)),
-            )),
+        let wanted = self.metadata.get(&format!("{TENSOR_KEY}{name}")).filter(|_| self.checksums.verify());
+        let mut own = wanted.map(|wanted| (wanted, Xxh3::new()));
+        let (mut offset, length) = (entry.offset, data.len());
+        for piece in data.chunks_mut(PIECE_BYTES) {
+            file.read_exact_at(piece, offset).map_err(|e| {
+                let error = Error::io(path, e);
+                let message = format!("needs {length} bytes: {error}");
+                Error::new(error.kind(), name, message).with_source(error)
+            })?;
+            offset += piece.len() as u64;
+            own.iter_mut()
+                .map(|(_, own)| own)
+                .chain(hasher.as_deref_mut())
+                .for_each(|hasher| hasher.update(piece));
+        }
+        match own.map(|(wanted, own)| (wanted, format!("{:016x}", own.digest()))) {
+            Some((wanted, got)) if *wanted != got => {
+                Err(Error::corrupt(name, format!("checksum {got}, wanted {wanted} (file damaged?)")))
+            }
             _ => Ok(()),
         }
     }
@@ -211,8 +258,10 @@ fn read_weight_map(path: &Path) -> Result<HashMap<String, String>> {
     }
     let subject = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let index: Index = serde_json::from_str(&text)
-        .map_err(|e| Error::corrupt(&*subject, format!("is not a safetensors index: {e}")).with_source(e))?;
+    let index: Index = serde_json::from_str(&text).map_err(|e| {
+        let kind = if e.is_eof() { ErrorKind::Truncated } else { ErrorKind::Corrupt };
+        Error::new(kind, &*subject, format!("is not a safetensors index: {e}")).with_source(e)
+    })?;
     for (name, shard) in &index.weight_map {
         if Path::new(shard).file_name().is_none_or(|file| file != shard.as_str()) {
             return Err(Error::corrupt(

@@ -24,13 +24,13 @@ pub struct VerifyReport {
     pub max_abs_error: Option<f64>,
     /// Signal-to-noise ratio against the original in dB, if that was given; none where they are equal.
     pub snr_db: Option<f64>,
-    /// The first tensor that is damaged or does not belong to the original.
+    /// The first tensor that is damaged or does not belong to the original; none where it is a file beside the tensors.
     pub first_bad_tensor: Option<String>,
     /// What is wrong with it.
     pub error: Option<String>,
 }
 
-/// Decodes every tensor of `dir`, checks all checksums and lane ends and, with `against`, compares with the original
+/// Decodes every tensor of `dir`, checks all checksums, of the files beside the tensors too, and lane ends, and, with `against`, compares with the original
 /// model directory: shapes, dtypes, tensors stored as they are or in an exact layout bit for bit.
 ///
 /// # Errors
@@ -51,6 +51,11 @@ pub fn verify(
         first_bad_tensor: None,
         error: None,
     };
+    if let Err(error) = reader.check_files() {
+        report.ok = false;
+        report.error = Some(error.to_string());
+        return Ok(report);
+    }
     let plain = reader.names().filter(|name| !is_buffer(name)).map(str::to_owned);
     let names: Vec<String> = compressed_paths(&reader).into_iter().chain(plain).collect();
     let total_bytes = names.iter().map(|name| stored_bytes(&reader, name)).sum();

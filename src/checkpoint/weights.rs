@@ -4,8 +4,11 @@ use tch::{nn, Kind, Tensor};
 
 use super::container::{holds_compressed, read_buffer_tensors};
 use super::Reader;
+use crate::codec::Checksums;
 use crate::error::{Error, Result, TorchContext};
-use crate::nn::{CompressedEmbedding, CompressedLinear, DenseEmbedding, DenseLinear, Embedding, Linear};
+use crate::nn::{
+    ChecksumPolicy, CompressedEmbedding, CompressedLinear, DenseEmbedding, DenseLinear, Embedding, Linear,
+};
 
 /// Where a model's weights come from. The VarStore path of a layer is its tensor path without `.weight`.
 pub trait WeightSource {
@@ -39,6 +42,12 @@ impl<'a> CheckpointWeights<'a> {
     /// The weights of `reader` as `kind` (`Float`, `Half` or `BFloat16`).
     pub fn new(reader: &'a Reader, kind: Kind) -> Self {
         Self { reader, kind }
+    }
+
+    /// Reads a compressed tensor's buffers. Their checksum was compared as they were read, if it is wanted.
+    fn buffers(&self, path: &str) -> Result<([Tensor; 5], ChecksumPolicy)> {
+        let buffers = read_buffer_tensors(self.reader, path)?;
+        Ok((buffers, ChecksumPolicy { first: Checksums::Ignore, later: self.reader.checksums() }))
     }
 
     /// Reads `leaf` of `vs`, checks it, and registers it in the VarStore as a buffer.
@@ -84,8 +93,8 @@ impl<'a> CheckpointWeights<'a> {
             (true, Some(_)) => Some(self.reader.read(&name)?),
             (false, _) => self.bias(vs, shape, false)?,
         };
-        let buffers = read_buffer_tensors(self.reader, path)?;
-        let linear = CompressedLinear::from_tensors(vs, buffers, bias)?;
+        let (buffers, policy) = self.buffers(path)?;
+        let linear = CompressedLinear::from_tensors_with(vs, buffers, bias, policy)?;
         self.check_compressed(path, linear.shape(), shape)?;
         Ok(linear)
     }
@@ -126,8 +135,8 @@ impl WeightSource for CheckpointWeights<'_> {
     fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding> {
         let path = tensor_path(vs, "weight");
         if holds_compressed(self.reader, &path) {
-            let buffers = read_buffer_tensors(self.reader, &path)?;
-            let embedding = CompressedEmbedding::from_tensors(vs, buffers, self.kind)?;
+            let (buffers, policy) = self.buffers(&path)?;
+            let embedding = CompressedEmbedding::from_tensors_with(vs, buffers, self.kind, policy)?;
             self.check_compressed(&path, embedding.shape(), shape)?;
             return Ok(Embedding::Compressed(embedding));
         }

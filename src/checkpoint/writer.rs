@@ -11,12 +11,13 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
-use tempfile::TempDir;
-
+use super::container::HEADER_KEY;
+use super::files::{write_all, FileSum, FILE_KEY};
 use super::header::header_bytes;
+use super::partial::Partial;
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::error::{Error, ErrorKind, Result};
+use safetensors::Dtype;
 
 /// A shard holds at most this many bytes of data, unless one tensor alone is larger.
 const DEFAULT_MAX_SHARD_BYTES: u64 = 4 << 30;
@@ -57,7 +58,7 @@ struct Shard {
 #[derive(Debug)]
 pub struct Writer {
     out_dir: PathBuf,
-    temporary: TempDir,
+    partial: Partial,
     max_shard_bytes: u64,
     shards: Vec<Shard>,
     names: HashSet<String>,
@@ -71,17 +72,10 @@ impl Writer {
     /// `InvalidArgument` if `out_dir` exists or has no name; `Io` if its parent cannot be written to.
     pub fn create(out_dir: impl Into<PathBuf>) -> Result<Self> {
         let out_dir = out_dir.into();
-        refuse_existing(&out_dir)?;
-        let subject = out_dir.display().to_string();
-        let Some(name) = out_dir.file_name() else {
-            return Err(Error::invalid(subject, "is not the path of a new directory"));
-        };
-        let parent = parent_of(&out_dir);
-        let temporary = new_directory(&parent, &format!(".{}.", name.to_string_lossy()))
-            .map_err(|e| Error::io(&parent, e))?;
+        let partial = Partial::create(&out_dir)?;
         Ok(Self {
             out_dir,
-            temporary,
+            partial,
             max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
             shards: Vec::new(),
             names: HashSet::new(),
@@ -135,7 +129,7 @@ impl Writer {
     }
 
     fn new_shard(&self) -> Result<Shard> {
-        let spool = self.temporary.path().join(format!("data-{:05}.spool", self.shards.len() + 1));
+        let spool = self.partial.path().join(format!("data-{:05}.spool", self.shards.len() + 1));
         let file = File::options().read(true).write(true).create_new(true).open(&spool);
         let file = file.map_err(|e| Error::io(&spool, e))?;
         Ok(Shard { spool, file, bytes: 0, tensors: Vec::new() })
@@ -146,13 +140,19 @@ impl Writer {
     /// # Errors
     /// `InvalidArgument` if the directory holds a file of that name, `Io` if reading or writing fails.
     pub fn copy_file(&mut self, from: &Path) -> Result<()> {
+        self.copy_with_sum(from).map(|_| ())
+    }
+
+    /// As [`Writer::copy_file`]. Returns the file's name and what was read of it.
+    pub(super) fn copy_with_sum(&mut self, from: &Path) -> Result<(String, FileSum)> {
         let Some(name) = from.file_name().and_then(|name| name.to_str()) else {
             return Err(Error::invalid(from.display().to_string(), "is not the path of a file"));
         };
         let mut source = File::open(from).map_err(|e| Error::io(from, e))?;
         let (path, mut target) = self.new_file(name)?;
-        io::copy(&mut source, &mut target).map_err(|e| Error::io(&path, e))?;
-        target.sync_all().map_err(|e| Error::io(&path, e))
+        let sum = FileSum::of_file(&mut source, from, |bytes| write_all(&mut target, &path, bytes))?;
+        target.sync_all().map_err(|e| Error::io(&path, e))?;
+        Ok((name.to_owned(), sum))
     }
 
     /// Writes the file `name` with `bytes`.
@@ -168,7 +168,7 @@ impl Writer {
         if Path::new(name).file_name().is_none_or(|file| file != name) {
             return Err(Error::invalid(name, "is not a plain file name"));
         }
-        let path = self.temporary.path().join(name);
+        let path = self.partial.path().join(name);
         match File::create_new(&path) {
             Ok(file) => Ok((path, file)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -190,22 +190,31 @@ impl Writer {
         }
         let shards = std::mem::take(&mut self.shards);
         let count = shards.len();
-        let mut total_bytes = 0;
-        let mut weight_map = BTreeMap::new();
-        let data_bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
-        for (i, shard) in shards.into_iter().enumerate() {
-            let name = shard_name(i + 1, count);
-            weight_map.extend(shard.tensors.iter().map(|tensor| (tensor.name.clone(), name.clone())));
-            total_bytes += self.finish_shard(shard, &name)?;
-        }
         if count > 1 {
-            let index = serde_json::json!({
-                "metadata": { "total_size": data_bytes }, "weight_map": weight_map,
-            });
-            self.write_file(INDEX_FILE, format!("{index:#}\n").as_bytes())?;
+            self.write_index(&shards)?;
         }
-        self.rename()?;
+        let mut total_bytes = 0;
+        for (i, shard) in shards.into_iter().enumerate() {
+            total_bytes += self.finish_shard(shard, &shard_name(i + 1, count))?;
+        }
+        self.partial.publish(&self.out_dir)?;
         Ok(total_bytes)
+    }
+
+    /// Writes the index of `shards`. Where headers have checksums, they vouch for the index too.
+    fn write_index(&mut self, shards: &[Shard]) -> Result<()> {
+        let mut weight_map = BTreeMap::new();
+        for (i, shard) in shards.iter().enumerate() {
+            let file = shard_name(i + 1, shards.len());
+            weight_map.extend(shard.tensors.iter().map(|tensor| (tensor.name.as_str(), file.clone())));
+        }
+        let data_bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
+        let index = serde_json::json!({ "metadata": { "total_size": data_bytes }, "weight_map": weight_map });
+        let text = format!("{index:#}\n");
+        if self.metadata.contains_key(HEADER_KEY) {
+            self.metadata(format!("{FILE_KEY}{INDEX_FILE}"), FileSum::of_bytes(text.as_bytes()).to_string());
+        }
+        self.write_file(INDEX_FILE, text.as_bytes())
     }
 
     /// Writes one safetensors file from its spool and removes the spool. Returns the file's size in bytes.
@@ -229,47 +238,6 @@ impl Writer {
         copy().map_err(|e| Error::io(&path, e))?;
         Ok(header.len() as u64 + shard.bytes)
     }
-
-    fn rename(self) -> Result<()> {
-        refuse_existing(&self.out_dir)?;
-        sync_directory(self.temporary.path())?;
-        fs::rename(self.temporary.path(), &self.out_dir).map_err(|e| Error::io(&self.out_dir, e))?;
-        // The temporary name is gone: there is nothing left to remove.
-        let _ = self.temporary.keep();
-        sync_directory(&parent_of(&self.out_dir))
-    }
-}
-
-/// An error if there is anything at `out_dir`, a dangling link included.
-fn refuse_existing(out_dir: &Path) -> Result<()> {
-    match fs::symlink_metadata(out_dir) {
-        Ok(_) => Err(Error::invalid(
-            out_dir.display().to_string(),
-            "output directory exists; choose another directory or remove it",
-        )),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io(out_dir, e)),
-    }
-}
-
-fn parent_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// A temporary directory with the permissions of an ordinary one (tempfile's default is the owner's only).
-fn new_directory(parent: &Path, prefix: &str) -> io::Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(prefix).suffix(".partial");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent)
-}
-
-fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(path, e))
 }
 
 /// Hugging Face's name of shard `number` (from 1) of `count`.

@@ -10,6 +10,7 @@ use codecllm::checkpoint::{self, CompressReport, Target, TensorReport};
 use codecllm::codec::Importance;
 use serde::Serialize;
 
+use super::interrupt;
 use super::model::{at_least_one, budget};
 use super::output::{bytes, decibels, pairs, Measured, Output};
 use super::selection::{Preset, SelectionArgs};
@@ -81,6 +82,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         None => None,
     };
     output.note(format_args!("compressing at {choice}, layout {layout}"));
+    interrupt::clean_up()?;
     let mut bar = output.progress();
     let mut show = |p: checkpoint::Progress<'_>| bar.show(&p);
     let (dir, out) = (&args.model_dir, &args.output);

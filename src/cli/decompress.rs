@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use codecllm::checkpoint;
+use codecllm::checkpoint::{self, Reader};
 use serde::Serialize;
 
+use super::checksums::ChecksumArgs;
+use super::interrupt;
 use super::output::{bytes, pairs, Measured, Output};
 
 const EXAMPLES: &str = "\
@@ -25,6 +27,8 @@ pub(crate) struct Args {
     /// The directory to write
     #[arg(short, long, value_name = "DENSE_DIR")]
     output: PathBuf,
+    #[command(flatten)]
+    checksums: ChecksumArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -34,8 +38,10 @@ struct Report {
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let start = Instant::now();
+    interrupt::clean_up()?;
     let mut bar = output.progress();
-    let bytes_written = checkpoint::decompress(&args.compressed_dir, &args.output, &mut |p| bar.show(&p))?;
+    let reader = Reader::open(&args.compressed_dir)?.with_checksums(args.checksums.choice());
+    let bytes_written = checkpoint::decompress_from(&reader, &args.output, &mut |p| bar.show(&p))?;
     drop(bar);
     output.report(&Measured::since(start, Report { bytes_written }), |measured| {
         pairs([("written", bytes(bytes_written))].into_iter().chain(measured.rows()))

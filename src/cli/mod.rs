@@ -2,11 +2,13 @@
 
 mod bench;
 mod chat;
+mod checksums;
 mod compress;
 mod decompress;
 mod device;
 mod generate;
 mod inspect;
+mod interrupt;
 mod model;
 mod output;
 mod parity;
@@ -116,6 +118,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            interrupt::wait_if_ending();
             // Where stderr is closed, the exit code still tells.
             let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::FAILURE

@@ -10,6 +10,7 @@ use codecllm::cuda::PeakMemory;
 use codecllm::runtime::{GenerateOptions, Generation, Generator, LoadOptions, Prompt, SamplerOptions};
 use tch::Kind;
 
+use super::checksums::ChecksumArgs;
 use super::device::DeviceArg;
 use super::output::Output;
 
@@ -27,6 +28,8 @@ pub(crate) struct ModelArgs {
     /// Most tokens of prompt and answer together [default: 4096, or less if the model allows less]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     context: Option<usize>,
+    #[command(flatten)]
+    checksums: ChecksumArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -51,6 +54,7 @@ impl ModelArgs {
             kind: self.dtype.kind(),
             context: self.context,
             threads: None, // set for the whole process already
+            checksums: self.checksums.choice(),
         };
         let _loading = output.spinner("loading the model");
         Ok((Generator::open(&self.model, &options)?, memory))

@@ -108,17 +108,21 @@ pub(super) fn decode_fragments(
     }
 }
 
+/// # Safety
+/// As [`decode_tile`], on a processor with the three.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn decode_avx512(job: &TileJob, words: &[u8], sink: &mut dyn TileSink) -> bool {
-    // SAFETY: compiled for the instructions that the type uses.
+    // SAFETY: `Avx512` uses AVX-512 F, BW and VL, which the caller vouches for as for the rest of `decode_tile`'s contract.
     unsafe { decode_tile::<crate::rans::simd::avx512::Avx512>(job, words, sink) }
 }
 
+/// # Safety
+/// As [`decode_tile`], on a processor with AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn decode_avx2(job: &TileJob, words: &[u8], sink: &mut dyn TileSink) -> bool {
-    // SAFETY: compiled for the instructions that the type uses.
+    // SAFETY: `Avx2` uses AVX2, which the caller vouches for as for the rest of `decode_tile`'s contract.
     unsafe { decode_tile::<crate::rans::simd::avx2::Avx2>(job, words, sink) }
 }
 
@@ -220,9 +224,12 @@ unsafe fn pop_group<V: U32x32>(
 }
 
 /// ORs `bits` into a register of the lanes in `active`.
+///
+/// # Safety
+/// The processor has what `V` uses.
 #[inline(always)]
 unsafe fn merge<V: U32x32>(register: &mut [u32; LANES], bits: V, active: Option<V::Mask>) {
-    // SAFETY: 32 integers.
+    // SAFETY: `V` loads and stores 32 integers, which is what the array behind the reference has; the instructions are the caller's word.
     unsafe {
         let bits = match active {
             Some(active) => V::select(active, bits, V::splat(0)),

@@ -23,7 +23,7 @@ mod step;
 mod tensor;
 mod tile_payload;
 
-pub use buffers::{Buffers, View, BUFFER_NAMES};
+pub use buffers::{Buffers, Checksums, View, BUFFER_NAMES};
 #[cfg(test)]
 pub(crate) use classes::Classes;
 pub(crate) use coded_table::CodedTable;
@@ -40,5 +40,5 @@ pub use reference::{decode_bits_reference, decode_grid_reference};
 pub(crate) use step::Budget;
 pub use step::{solve_exponent, GridRule, RateSample, StepRule, BUDGET_RANGE};
 pub(crate) use tensor::raw_bytes;
-pub use tensor::{decompress, grid_entropy, CompressedTensor, Matrix, TensorStats};
+pub use tensor::{decompress, decompress_view, grid_entropy, CompressedTensor, Matrix, TensorStats};
 pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};

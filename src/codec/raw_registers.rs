@@ -103,7 +103,8 @@ unsafe fn unpack_word<V: U32x32>(
     first: bool,
     fragments: &mut Fragments,
 ) {
-    // SAFETY: 32 integers a register.
+    // SAFETY: `V` loads and stores 32 integers, which is what each register of `fragments` has; the index into those is checked; the
+    // instructions are the caller's word.
     unsafe {
         let mask = V::splat(part.mask);
         for register in part.registers_of(word) {

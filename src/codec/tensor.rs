@@ -194,9 +194,14 @@ fn encode_smallest(
 pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
     let view = buffers.view(tensor_path)?;
     view.verify_checksum()?;
+    decompress_view(&view)
+}
+
+/// As [`decompress`], of buffers whose checksum was compared, or need not be.
+pub fn decompress_view(view: &View) -> Result<Tensor> {
     let shape = [view.header.grid.rows() as i64, view.header.grid.cols() as i64];
-    let flat = if view.header.layout.is_grid() { dequantized(&view)? } else { floats(&view)? };
-    flat.f_reshape(shape).about(tensor_path)
+    let flat = if view.header.layout.is_grid() { dequantized(view)? } else { floats(view)? };
+    flat.f_reshape(shape).about(view.subject())
 }
 
 /// The weights of a grid, row-major in the original dtype.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tch::{nn, Device, Kind, Tensor};
 
 use super::byte_buffer::{restore_bytes, BufferVersion};
-use crate::codec::{Buffers, DecodeTables, Layout, View, BUFFER_NAMES};
+use crate::codec::{Buffers, Checksums, DecodeTables, Layout, View, BUFFER_NAMES};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::cuda::{CheckedWeight, DeviceWeight};
 use crate::ops::transformer::Launcher;
@@ -32,6 +32,8 @@ pub(crate) struct CompressedWeight {
     buffers: [Tensor; 5],
     /// `None` until the buffers were first read.
     shape: Option<[usize; 2]>,
+    /// Whether buffers are held against their checksum the next time they are prepared.
+    checksums: Checksums,
     prepared: Arc<PreparedSlot>,
     counting: AtomicBool,
     decodes: AtomicU64,
@@ -45,6 +47,19 @@ pub(crate) struct CompressedWeight {
 // the VarStore (load, set_kind, set_device) while another thread is in a forward is as wrong here as for any tch module:
 // `VarStore`'s methods for it take `&mut self`.
 unsafe impl Sync for CompressedWeight {}
+
+/// Whether buffers are held against their checksum when they are first prepared, and when they have changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChecksumPolicy {
+    pub first: Checksums,
+    pub later: Checksums,
+}
+
+impl From<Checksums> for ChecksumPolicy {
+    fn from(always: Checksums) -> Self {
+        Self { first: always, later: always }
+    }
+}
 
 /// What was last prepared. An operator's calls share one, since each comes with handles of its own to the buffers.
 pub(crate) type PreparedSlot = RwLock<Option<Arc<Prepared>>>;
@@ -80,7 +95,7 @@ impl Prepared {
 
 impl CompressedWeight {
     /// Registers `buffers` under `path`, which is the tensor path, and checks them.
-    pub fn register(path: &nn::Path, buffers: [Tensor; 5]) -> Result<Self> {
+    pub fn register(path: &nn::Path, buffers: [Tensor; 5], policy: ChecksumPolicy) -> Result<Self> {
         let tensor_path = path_of(path);
         for (name, buffer) in BUFFER_NAMES.iter().zip(&buffers) {
             check_new(path, name)?;
@@ -97,19 +112,23 @@ impl CompressedWeight {
         }
         // What is about to leave the CPU is checked here: fetching it back would cost time and memory.
         let leaves = path.device().is_cuda() && buffers.iter().all(|buffer| buffer.device() == Device::Cpu);
-        let checked = leaves.then(|| CheckedWeight::of(&view_of(&tensor_path, &buffers)?)).transpose()?;
+        let checked =
+            leaves.then(|| CheckedWeight::of(&view_of(&tensor_path, &buffers)?, policy.first)).transpose()?;
         let mut moved = Vec::with_capacity(buffers.len());
         for buffer in buffers {
             moved.push(buffer.f_to_device(path.device()).about(&tensor_path)?);
         }
         let registered =
             BUFFER_NAMES.iter().zip(moved).map(|(name, buffer)| path.add(name, buffer, false)).collect();
-        let mut weight = Self::unread(tensor_path, five(registered)?, Arc::default());
-        let Some(checked) = checked else { return weight.read() };
+        let unread = Self::unread(tensor_path, five(registered)?, Arc::default());
+        let mut weight = Self { checksums: policy.first, ..unread };
+        let Some(checked) = checked else {
+            return Ok(Self { checksums: policy.later, ..weight.read()? });
+        };
         let shape = checked.shape();
         let prepared = Prepared { versions: weight.versions()?, form: weight.on_device(checked)? };
         weight.prepared = Arc::new(RwLock::new(Some(Arc::new(prepared))));
-        Ok(Self { shape: Some(shape), ..weight })
+        Ok(Self { shape: Some(shape), checksums: policy.later, ..weight })
     }
 
     /// Handles to buffers that are registered somewhere else, checked where `prepared` is not of them as they are now.
@@ -122,6 +141,7 @@ impl CompressedWeight {
             tensor_path,
             buffers,
             shape: None,
+            checksums: Checksums::Verify,
             prepared,
             counting: AtomicBool::new(false),
             decodes: AtomicU64::new(0),
@@ -274,7 +294,7 @@ impl CompressedWeight {
     fn form(&self) -> Result<Form> {
         if !self.device_under_lock().is_cuda() {
             let view = view_of(&self.tensor_path, &self.buffers)?;
-            view.verify_checksum()?;
+            view.check(self.checksums)?;
             return Ok(Form::Host {
                 tables: DecodeTables::new(&view)?,
                 scales: view.scales()?,
@@ -285,7 +305,7 @@ impl CompressedWeight {
         for buffer in &self.buffers {
             fetched.push(buffer.f_to_device(Device::Cpu).about(&self.tensor_path)?);
         }
-        let checked = CheckedWeight::of(&view_of(&self.tensor_path, &fetched)?)?;
+        let checked = CheckedWeight::of(&view_of(&self.tensor_path, &fetched)?, self.checksums)?;
         self.on_device(checked)
     }
 
@@ -326,7 +346,7 @@ pub(super) fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
 }
 
 /// Looks at `buffers`, which are on the CPU, as a tensor.
-fn view_of<'a>(tensor_path: &str, buffers: &'a [Tensor]) -> Result<View<'a>> {
+pub(crate) fn view_of<'a>(tensor_path: &str, buffers: &'a [Tensor]) -> Result<View<'a>> {
     let mut slices: [&[u8]; 5] = [&[]; 5];
     for (slice, buffer) in slices.iter_mut().zip(buffers) {
         *slice = bytes_of(tensor_path, buffer)?;

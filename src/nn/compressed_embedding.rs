@@ -6,9 +6,9 @@ use half::{bf16, f16};
 use tch::{nn, Kind, Tensor};
 
 use super::byte_buffer::BufferVersion;
-use super::compressed::{CompressedWeight, DecodeCounters};
+use super::compressed::{ChecksumPolicy, CompressedWeight, DecodeCounters};
 use super::compressed_linear::CompressedLinear;
-use crate::codec::{CompressedTensor, Layout};
+use crate::codec::{Checksums, CompressedTensor, Layout};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::Launcher;
 use crate::ops::{cuda, gather_rows, ScratchElement};
@@ -49,8 +49,18 @@ impl CompressedEmbedding {
 
     /// Registers byte tensors read from a container.
     pub fn from_tensors(path: &nn::Path, buffers: [Tensor; 5], kind: Kind) -> Result<Self> {
+        Self::from_tensors_with(path, buffers, kind, Checksums::Verify.into())
+    }
+
+    /// As [`Self::from_tensors`], with the checksum compared or not, as `policy` says.
+    pub(crate) fn from_tensors_with(
+        path: &nn::Path,
+        buffers: [Tensor; 5],
+        kind: Kind,
+        policy: ChecksumPolicy,
+    ) -> Result<Self> {
         check_kind(kind)?;
-        Self::of_weight(CompressedWeight::register(&(path / "weight"), buffers)?, kind)
+        Self::of_weight(CompressedWeight::register(&(path / "weight"), buffers, policy)?, kind)
     }
 
     pub(super) fn of_weight(weight: CompressedWeight, kind: Kind) -> Result<Self> {

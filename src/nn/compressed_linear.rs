@@ -9,8 +9,8 @@ use tch::{nn, Device, Kind, Tensor};
 
 use super::bias::Bias;
 use super::byte_buffer::BufferVersion;
-use super::compressed::{check_new, CompressedWeight, DecodeCounters};
-use crate::codec::{CompressedTensor, Layout};
+use super::compressed::{check_new, ChecksumPolicy, CompressedWeight, DecodeCounters};
+use crate::codec::{Checksums, CompressedTensor, Layout};
 use crate::error::{Error, Result, TorchContext};
 use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
@@ -72,7 +72,17 @@ impl CompressedLinear {
 
     /// Registers byte tensors read from a container, in the order of [`crate::codec::BUFFER_NAMES`]; `bias` is the container's.
     pub fn from_tensors(path: &nn::Path, buffers: [Tensor; 5], bias: Option<Tensor>) -> Result<Self> {
-        let weight = CompressedWeight::register(&(path / "weight"), buffers)?;
+        Self::from_tensors_with(path, buffers, bias, Checksums::Verify.into())
+    }
+
+    /// As [`Self::from_tensors`], with the weight's checksum compared or not, as `policy` says.
+    pub(crate) fn from_tensors_with(
+        path: &nn::Path,
+        buffers: [Tensor; 5],
+        bias: Option<Tensor>,
+        policy: ChecksumPolicy,
+    ) -> Result<Self> {
+        let weight = CompressedWeight::register(&(path / "weight"), buffers, policy)?;
         let bias = match bias {
             None => None,
             Some(bytes) => {

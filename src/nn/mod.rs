@@ -16,6 +16,7 @@ mod switch_over;
 pub(crate) use bias::Bias;
 pub(crate) use byte_buffer::BufferVersion;
 pub use compressed::DecodeCounters;
+pub(crate) use compressed::{view_of, ChecksumPolicy};
 pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
 pub use dense::{DenseEmbedding, DenseLinear};

@@ -257,7 +257,7 @@ unsafe fn accumulate_portable(floats: &GroupFloats, x: &[f32], sums: &mut Stripe
 /// None: plain Rust, `unsafe` only to fit [`Multiply`].
 unsafe fn both_portable<const BF16: bool>(fragments: &Fragments, x: &[f32], sums: &mut StripeSums) {
     let mut floats = GroupFloats([[0.0; HALF_SUMS]; LANE_REGISTERS]);
-    // SAFETY: plain Rust.
+    // SAFETY: neither function has a precondition: both are plain Rust, unsafe only in their type.
     unsafe {
         widen_portable::<BF16>(fragments, &mut floats);
         accumulate_portable(&floats, x, sums);

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, ErrorKind, Result};
 
 const TEMPLATE: &str = "chat template";
+/// Steps that a template may take: some hundreds a message in good ones, so that one that loops for days ends in a second.
+const TEMPLATE_FUEL: u64 = 10_000_000;
 /// Tokens that templates refer to by these names.
 const TOKEN_NAMES: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
@@ -97,6 +99,7 @@ impl ChatTemplate {
         // What the reference implementation renders with.
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(TEMPLATE_FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);

@@ -5,12 +5,22 @@ use std::path::Path;
 use tch::{nn, Device, Kind};
 
 use crate::checkpoint::{CheckpointWeights, Reader};
+use crate::codec::Checksums;
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::model::{KvCache, Llama, LlamaConfig};
 
 /// Context where the caller names none and the model allows more, tokens.
 const DEFAULT_CONTEXT: usize = 4096;
+
+/// What a running model takes of its directory beside the tensors. A container vouches for them.
+const SMALL_FILES: [&str; 5] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +34,19 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Threads of libtorch's operators, for the whole process; `None` leaves them as they are.
     pub threads: Option<usize>,
+    /// Whether the checksums of a compressed directory are compared.
+    pub checksums: Checksums,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: Kind::Half, context: None, threads: None }
+        Self {
+            device: Device::Cpu,
+            kind: Kind::Half,
+            context: None,
+            threads: None,
+            checksums: Checksums::Verify,
+        }
     }
 }
 
@@ -56,7 +74,10 @@ impl Model {
         let context = choose_context(&config, options.context)?;
         check_kind(options.kind)?;
         set_threads(options.threads)?;
-        let reader = Reader::open(&dir)?;
+        let reader = Reader::open(&dir)?.with_checksums(options.checksums);
+        if options.checksums.verify() {
+            SMALL_FILES.iter().try_for_each(|name| reader.check_file(name))?;
+        }
         let var_store = nn::VarStore::new(options.device);
         let llama = Llama::load(&var_store.root(), &config, &CheckpointWeights::new(&reader, options.kind))?;
         check_leftovers(&reader, &var_store, &config)?;

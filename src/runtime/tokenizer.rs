@@ -26,7 +26,7 @@ impl Tokenizer {
     /// # Errors
     /// `Corrupt` if it is not a tokenizer.
     pub fn from_bytes(bytes: &[u8], subject: &str) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
             .map_err(|e| Error::corrupt(subject, format!("is not a tokenizer: {e}")).with_source(e))?;
         // Settings of training: a prompt is neither cut nor filled up in silence.
         inner.with_truncation(None).map_err(|e| {
@@ -41,7 +41,8 @@ impl Tokenizer {
     /// # Errors
     /// `InvalidArgument` if the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| tokenizer_error("prompt", e))?;
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special))
+            .map_err(|e| tokenizer_error("prompt", e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -50,7 +51,7 @@ impl Tokenizer {
     /// # Errors
     /// `InvalidArgument` if the tokenizer cannot put them together.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| tokenizer_error("token ids", e))
+        guarded(|| self.inner.decode(ids, true)).map_err(|e| tokenizer_error("token ids", e))
     }
 
     /// How many tokens there are, special ones included.
@@ -62,6 +63,17 @@ impl Tokenizer {
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
+}
+
+/// Runs code of the tokenizers crate, which panics on some files that are no tokenizers: whoever loads a stranger's model gets an
+/// error instead.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    // What is behind the references is caches, which that crate guards with locks and looks at anew each time.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(format!("the tokenizers crate panicked: {text}").into())
+    })
 }
 
 fn tokenizer_error(subject: &str, error: tokenizers::Error) -> Error {

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::tables::{entries, table_bytes};
-use crate::codec::{Layout, Predictor, View};
+use crate::codec::{Checksums, Layout, Predictor, View};
 use crate::error::{Error, Result, TorchContext};
 use crate::tile::{GROUP_COLS, LANE_WEIGHTS, STRIPE_ROWS};
 
@@ -78,10 +78,10 @@ pub(crate) struct CheckedWeight {
 }
 
 impl CheckedWeight {
-    /// Checks everything that the kernels rely on: the checksum, the scales, the tables and the sections of every tile.
-    pub(crate) fn of(view: &View) -> Result<Self> {
+    /// Checks everything that the kernels rely on: the scales, the tables and the sections of every tile; and the checksum, if wanted.
+    pub(crate) fn of(view: &View, checksums: Checksums) -> Result<Self> {
         let layout = view.header.layout;
-        view.verify_checksum()?;
+        view.check(checksums)?;
         let scale_count = view.scales()?.len();
         let (header, subject) = (&view.header, view.subject());
         let grid = header.grid;
@@ -295,7 +295,7 @@ mod tests {
             for shape in [[1, 1], [5, 1000], [77, 300], [333, 577], [1000, 48]] {
                 let buffers = encoded(shape, layout, noise);
                 let view = buffers.view("w").unwrap();
-                let facts = CheckedWeight::of(&view).unwrap().facts;
+                let facts = CheckedWeight::of(&view, Checksums::Verify).unwrap().facts;
                 assert_eq!(facts.words_bytes % 16, 0);
                 for index in 0..view.header.grid.tile_count() {
                     let sections = view.tile_sections(index).unwrap();
@@ -317,9 +317,9 @@ mod tests {
     #[test]
     fn differences_and_raw_bits_are_noticed() {
         let ramp = encoded([96, 200], Layout::Fast, |n| (n % 200) as i16);
-        assert!(CheckedWeight::of(&ramp.view("w").unwrap()).unwrap().facts.has_left);
+        assert!(CheckedWeight::of(&ramp.view("w").unwrap(), Checksums::Verify).unwrap().facts.has_left);
         let flat = encoded([96, 200], Layout::Fast, noise);
-        let facts = CheckedWeight::of(&flat.view("w").unwrap()).unwrap().facts;
+        let facts = CheckedWeight::of(&flat.view("w").unwrap(), Checksums::Verify).unwrap().facts;
         assert!(!facts.has_left && facts.quarter_raw_bits > 0 && facts.quarter_raw_bits < 40);
     }
 
@@ -328,7 +328,7 @@ mod tests {
         let zeros = encoded([40, 100], Layout::Fast, |_| 0);
         let view = zeros.view("w").unwrap();
         assert_eq!(view.header.table_count, 0);
-        let checked = CheckedWeight::of(&view).unwrap();
+        let checked = CheckedWeight::of(&view, Checksums::Verify).unwrap();
         assert_eq!((checked.facts.table_count, checked.entries.len()), (1, 2049));
         assert_eq!(checked.facts.words_bytes, 0);
     }
@@ -339,10 +339,10 @@ mod tests {
         for at in [0, buffers.payload.len() / 2, buffers.payload.len() - 1] {
             let mut damaged = buffers.clone();
             damaged.payload[at] ^= 1;
-            assert!(CheckedWeight::of(&damaged.view("w").unwrap()).is_err());
+            assert!(CheckedWeight::of(&damaged.view("w").unwrap(), Checksums::Verify).is_err());
         }
         let mut damaged = buffers.clone();
         damaged.tiles[5] ^= 1;
-        assert!(CheckedWeight::of(&damaged.view("w").unwrap()).is_err());
+        assert!(CheckedWeight::of(&damaged.view("w").unwrap(), Checksums::Verify).is_err());
     }
 }

@@ -1,0 +1,82 @@
+//! The buffers of a compressed matrix, with lengths and checksums made right: what is left is tables, tiles and payload.
+//!
+//! The input is the header, then each other buffer behind its length in two bytes; the payload is the rest.
+
+use std::path::Path;
+
+use codecllm::checkpoint::Reader;
+use codecllm::codec::{
+    decode_bits, decode_bits_reference, decode_grid, decode_grid_reference, decompress_view, Buffers, Level,
+    View, BUFFER_NAMES, HEADER_BYTES,
+};
+use xxhash_rust::xxh3::{xxh3_64, Xxh3};
+
+/// A few bytes may stand for a matrix of any size; one of this many weights is decoded in no time.
+const MOST_WEIGHTS: usize = 1 << 20;
+
+pub fn run(data: &[u8]) {
+    let Some(buffers) = parse(data) else { return };
+    let Ok(view) = buffers.view("w") else { return };
+    view.verify_checksum().expect("it was made right");
+    if view.header.grid.rows() * view.header.grid.cols() <= MOST_WEIGHTS {
+        decode(&view);
+    }
+}
+
+/// Every decoder gives what the reference gives, or an error where it gives one.
+fn decode(view: &View) {
+    let bits = |grid: Vec<i16>| grid.into_iter().map(i16::cast_unsigned).collect::<Vec<_>>();
+    let is_grid = view.header.layout.is_grid();
+    let reference = if is_grid { decode_grid_reference(view).map(bits) } else { decode_bits_reference(view) };
+    for level in Level::available() {
+        let got =
+            if is_grid { decode_grid(view, Some(level)).map(bits) } else { decode_bits(view, Some(level)) };
+        assert_eq!(got.ok(), reference.as_ref().ok().cloned(), "{level:?}");
+    }
+    let _ = decompress_view(view);
+}
+
+fn parse(data: &[u8]) -> Option<Buffers> {
+    let (header, mut rest) = data.split_at_checked(HEADER_BYTES)?;
+    let mut next = || -> Option<Vec<u8>> {
+        let (length, behind) = rest.split_first_chunk()?;
+        let (buffer, behind) = behind.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        rest = behind;
+        Some(buffer.to_vec())
+    };
+    let (scales, tables, tiles) = (next()?, next()?, next()?);
+    let mut buffers = Buffers { header: header.to_vec(), scales, tables, tiles, payload: rest.to_vec() };
+    forge(&mut buffers);
+    Some(buffers)
+}
+
+fn forge(buffers: &mut Buffers) {
+    let Buffers { header, scales, tables, tiles, payload } = buffers;
+    header[24..28].copy_from_slice(&(tables.len() as u32).to_le_bytes());
+    header[32..40].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+    let mut hasher = Xxh3::new();
+    [scales, tables, tiles, payload].into_iter().for_each(|bytes| hasher.update(bytes));
+    header[40..48].copy_from_slice(&hasher.digest().to_le_bytes());
+    let own = xxh3_64(&header[..48]);
+    header[48..].copy_from_slice(&own.to_le_bytes());
+}
+
+#[allow(dead_code, reason = "libFuzzer reads its seeds from a folder")]
+pub fn seeds(root: &Path) -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for golden in ["v1", "v1_exact"] {
+        let reader = Reader::open(root.join("tests/golden").join(golden)).expect("a golden");
+        for path in reader.names().filter_map(|name| name.strip_suffix(".header")) {
+            let mut seed = Vec::new();
+            for name in BUFFER_NAMES {
+                let bytes = reader.read_bytes(&format!("{path}.{name}")).expect("a buffer of a golden");
+                if name != "header" && name != "payload" {
+                    seed.extend((bytes.len() as u16).to_le_bytes());
+                }
+                seed.extend(bytes);
+            }
+            seeds.push(seed);
+        }
+    }
+    seeds
+}
