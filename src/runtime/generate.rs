@@ -88,7 +88,7 @@ impl Generator {
     /// Opens a model directory.
     ///
     /// # Errors
-    /// As [`Model::load`], [`Tokenizer::from_dir`], [`ChatTemplate::from_dir`] and [`stop_tokens`].
+    /// As [`Model::load`], [`Tokenizer::from_dir`], [`ChatTemplate::from_dir`] and [`stop_tokens`](super::stop_tokens).
     pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let dir = dir.as_ref();
         // The small files first: a broken one is reported before a large model is read.
