@@ -341,7 +341,7 @@ impl Prepared {
     }
 }
 
-pub(super) fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
+fn five(tensors: Vec<Tensor>) -> Result<[Tensor; 5]> {
     <[Tensor; 5]>::try_from(tensors).map_err(|_| Error::invalid("buffers", "wanted five"))
 }
 
