@@ -1,10 +1,12 @@
 // Runs a patched TorchScript file from C++: what codecllm patch wrote needs its operators, and nothing else of this project.
 //
 //   T=.libtorch/torch
-//   g++ -std=c++17 -isystem $T/include examples/run_patched.cpp -o run_patched -L$T/lib -ltorch_cpu -lc10 -ldl -Wl,-rpath,$PWD/$T/lib
-//   ./run_patched target/release/libcodecllm.so PATCHED.pt 4 256
+//   g++ -std=c++17 -isystem $T/include -isystem $T/include/torch/csrc/api/include examples/run_patched.cpp -o run_patched \
+//       -L$T/lib -ltorch_cpu -lc10 -ldl -Wl,-rpath,$PWD/$T/lib
+//   codecllm patch .cache/fixtures/torchscript/mlp.pt -o patched.pt
+//   ./run_patched target/release/libcodecllm.so patched.pt 4 256
 //
-//   [4, 250] sum 7.02741
+//   [4, 250] sum -5.44704
 #include <dlfcn.h>
 
 #include <cstdlib>

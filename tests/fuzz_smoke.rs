@@ -69,7 +69,8 @@ fn smoke(name: &str, rounds: usize) {
         }
         let start = Instant::now();
         run(&input);
-        assert!(start.elapsed() < Duration::from_secs(2), "{name}, round {round}: {:?}", start.elapsed());
+        // What hangs takes for ever; a busy machine may hold up anything for seconds.
+        assert!(start.elapsed() < Duration::from_secs(30), "{name}, round {round}: {:?}", start.elapsed());
     }
 }
 
