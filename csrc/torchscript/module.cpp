@@ -1,7 +1,6 @@
 #include "module.h"
 
 #include <fstream>
-#include <unordered_map>
 #include <vector>
 
 #include <caffe2/serialize/inline_container.h>
@@ -17,61 +16,54 @@ c10::Device device_of(int number) {
   return number < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(number));
 }
 
-// With empty contents, for libtorch to fill in.
-torch::jit::ExtraFilesMap names_of_extra_files(const std::string& path) {
-  const std::string folder = "extra/";
-  torch::jit::ExtraFilesMap extra_files;
-  caffe2::serialize::PyTorchStreamReader archive(path);
-  for (const std::string& record : archive.getAllRecords()) {
-    if (record.compare(0, folder.size(), folder) == 0) {
-      extra_files[record.substr(folder.size())] = "";
-    }
-  }
-  return extra_files;
-}
+// What the index of an archive says.
+struct Records {
+  torch::jit::ExtraFilesMap extra_files; // with empty contents, for libtorch to fill in
+  std::size_t data_bytes = 0; // of all tensors of attributes
+  std::size_t constant_bytes = 0; // of all tensors in graphs
+};
 
-// Bytes of all records in a folder of the archive.
-std::size_t bytes_in(const std::string& path, const std::string& folder) {
+Records records_of(const std::string& path) {
+  Records records;
   caffe2::serialize::PyTorchStreamReader archive(path);
-  std::size_t bytes = 0;
   for (const std::string& record : archive.getAllRecords()) {
-    if (record.compare(0, folder.size(), folder) == 0) {
-      bytes += archive.getRecordSize(record);
+    const auto is_in = [&](const std::string& folder) { return record.compare(0, folder.size(), folder) == 0; };
+    if (is_in("extra/")) {
+      records.extra_files[record.substr(std::string("extra/").size())] = "";
+    } else if (is_in("data/")) {
+      records.data_bytes += archive.getRecordSize(record);
+    } else if (is_in("constants/")) {
+      records.constant_bytes += archive.getRecordSize(record);
     }
   }
-  return bytes;
+  return records;
 }
 
 // libtorch believes the index about how large a tensor is, not the record with its bytes: it would read behind the end of a shorter
 // one.
 void check_records(const torch::jit::Module& module, std::size_t stored) {
-  std::unordered_map<const void*, std::size_t> storages;
   for (const auto& submodule : module.modules()) {
     if (submodule.find_method("__setstate__").has_value()) {
       // It makes tensors of its own, which no record holds.
       return;
     }
   }
+  codecllm::StorageBytes wanted;
   for (const auto& attribute : module.attributes()) {
-    codecllm::for_each_tensor(attribute, [&](const at::Tensor& tensor) {
-      storages[tensor.storage().unsafeGetStorageImpl()] = tensor.storage().nbytes();
-    });
+    codecllm::for_each_tensor(attribute, [&](const at::Tensor& tensor) { wanted.add(tensor); });
   }
-  std::size_t wanted = 0;
-  for (const auto& [storage, bytes] : storages) {
-    wanted += bytes;
-  }
-  TORCH_CHECK(stored >= wanted, "its tensors have ", stored, " bytes, its index names ", wanted, " (file damaged?)");
+  TORCH_CHECK(
+      stored >= wanted.sum(), "its tensors have ", stored, " bytes, its index names ", wanted.sum(), " (file damaged?)");
 }
 
 } // namespace
 
 char* codecllm_module_load(const char* path, int device, codecllm_module** out) {
   return codecllm::guarded([&] {
-    torch::jit::ExtraFilesMap extra_files = names_of_extra_files(path);
-    auto module = torch::jit::load(path, device_of(device), extra_files);
-    check_records(module, bytes_in(path, "data/"));
-    *out = new codecllm_module{std::move(module), std::move(extra_files), bytes_in(path, "constants/")};
+    Records records = records_of(path);
+    auto module = torch::jit::load(path, device_of(device), records.extra_files);
+    check_records(module, records.data_bytes);
+    *out = new codecllm_module{std::move(module), std::move(records.extra_files), records.constant_bytes};
   });
 }
 

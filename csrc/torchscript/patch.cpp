@@ -126,7 +126,8 @@ class Rebuilder {
   // What of `object` is replaced: its attributes' names, and of constants in its methods.
   std::vector<std::pair<std::string, const Replacement*>> patches_of(const ObjectPtr& object) const;
   const Replacement* patch_of(const c10::ivalue::Object* object, const std::string& attribute) const;
-  ClassTypePtr type_for(const ObjectPtr& object, const std::vector<ObjectPtr>& children);
+  ClassTypePtr type_for(
+      const ObjectPtr& object, const std::vector<ObjectPtr>& children, const std::vector<std::string>& patched_names);
   void add_functions(const ClassTypePtr& from, const ClassTypePtr& to);
   Function* add_function(Function* function, const ClassTypePtr& from, const ClassTypePtr& to);
   void rewrite(const std::shared_ptr<Graph>& graph, const Function* function, const ClassTypePtr& self);
@@ -185,7 +186,11 @@ ObjectPtr Rebuilder::rebuild(const ObjectPtr& object) {
   if (!changed) {
     return result = object;
   }
-  const ClassTypePtr new_type = type_for(object, children);
+  std::vector<std::string> patched_names;
+  for (const auto& [name, replacement] : patches) {
+    patched_names.push_back(name);
+  }
+  const ClassTypePtr new_type = type_for(object, children, patched_names);
   const auto unit = survey_.module()._ivalue()->compilation_unit();
   result = c10::ivalue::Object::create(c10::StrongTypePtr(unit, new_type), new_type->numAttributes());
   for (std::size_t slot = 0; slot < children.size(); ++slot) {
@@ -200,15 +205,12 @@ ObjectPtr Rebuilder::rebuild(const ObjectPtr& object) {
   return result;
 }
 
-ClassTypePtr Rebuilder::type_for(const ObjectPtr& object, const std::vector<ObjectPtr>& children) {
+ClassTypePtr Rebuilder::type_for(
+    const ObjectPtr& object, const std::vector<ObjectPtr>& children, const std::vector<std::string>& patched_names) {
   const auto from = object->type();
   std::vector<const c10::Type*> child_types;
-  std::vector<std::string> patched_names;
   for (const ObjectPtr& child : children) {
     child_types.push_back(child ? child->type().get() : nullptr);
-  }
-  for (const auto& [name, replacement] : patches_of(object)) {
-    patched_names.push_back(name);
   }
   auto& type = types_[{from.get(), std::move(child_types), patched_names}];
   if (type != nullptr) {

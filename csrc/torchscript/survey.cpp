@@ -143,17 +143,14 @@ Survey::Survey(torch::jit::Module module, std::size_t constant_bytes) : module_(
 }
 
 void Survey::check_constants(std::size_t stored) const {
-  std::unordered_map<const void*, std::size_t> storages;
+  StorageBytes wanted;
   for (const Matrix& matrix : matrices_) {
     if (places_[matrix.places.front()].method != nullptr) {
-      storages[matrix.tensor.storage().unsafeGetStorageImpl()] = matrix.tensor.storage().nbytes();
+      wanted.add(matrix.tensor);
     }
   }
-  std::size_t wanted = 0;
-  for (const auto& [storage, bytes] : storages) {
-    wanted += bytes;
-  }
-  TORCH_CHECK(stored >= wanted, "its constants have ", stored, " bytes, its index names ", wanted, " (file damaged?)");
+  TORCH_CHECK(
+      stored >= wanted.sum(), "its constants have ", stored, " bytes, its index names ", wanted.sum(), " (file damaged?)");
 }
 
 void Survey::check_overlaps() {

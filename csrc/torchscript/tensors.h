@@ -1,6 +1,7 @@
 // The tensors within a value.
 #pragma once
 #include <functional>
+#include <unordered_map>
 
 #include <ATen/core/ivalue.h>
 
@@ -26,5 +27,24 @@ inline void for_each_tensor(const c10::IValue& value, const std::function<void(c
     }
   }
 }
+
+// Bytes of the storages of tensors; what several tensors share counts once.
+class StorageBytes {
+ public:
+  void add(const at::Tensor& tensor) {
+    bytes_[tensor.storage().unsafeGetStorageImpl()] = tensor.storage().nbytes();
+  }
+
+  std::size_t sum() const {
+    std::size_t sum = 0;
+    for (const auto& [storage, bytes] : bytes_) {
+      sum += bytes;
+    }
+    return sum;
+  }
+
+ private:
+  std::unordered_map<const void*, std::size_t> bytes_;
+};
 
 } // namespace codecllm

@@ -2,6 +2,9 @@
 //!
 //! The input is the header, then each other buffer behind its length in two bytes; the payload is the rest.
 
+#[path = "forge.rs"]
+mod forge;
+
 use std::path::Path;
 
 use codecllm::checkpoint::Reader;
@@ -9,7 +12,8 @@ use codecllm::codec::{
     decode_bits, decode_bits_reference, decode_grid, decode_grid_reference, decompress_view, Buffers, Level,
     View, BUFFER_NAMES, HEADER_BYTES,
 };
-use xxhash_rust::xxh3::{xxh3_64, Xxh3};
+
+use forge::forge;
 
 /// A few bytes may stand for a matrix of any size; one of this many weights is decoded in no time.
 const MOST_WEIGHTS: usize = 1 << 20;
@@ -48,17 +52,6 @@ fn parse(data: &[u8]) -> Option<Buffers> {
     let mut buffers = Buffers { header: header.to_vec(), scales, tables, tiles, payload: rest.to_vec() };
     forge(&mut buffers);
     Some(buffers)
-}
-
-fn forge(buffers: &mut Buffers) {
-    let Buffers { header, scales, tables, tiles, payload } = buffers;
-    header[24..28].copy_from_slice(&(tables.len() as u32).to_le_bytes());
-    header[32..40].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-    let mut hasher = Xxh3::new();
-    [scales, tables, tiles, payload].into_iter().for_each(|bytes| hasher.update(bytes));
-    header[40..48].copy_from_slice(&hasher.digest().to_le_bytes());
-    let own = xxh3_64(&header[..48]);
-    header[48..].copy_from_slice(&own.to_le_bytes());
 }
 
 #[allow(dead_code, reason = "libFuzzer reads its seeds from a folder")]

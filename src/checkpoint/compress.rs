@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
+use tch::Tensor;
 
 use super::budget_search::BudgetSearch;
 use super::calibrated::{importance_of, CalibrationGain};
@@ -287,6 +288,18 @@ pub(super) fn encode_grid(
     Ok((compressed, reason.map(str::to_owned)))
 }
 
+/// The matrix bit for bit, or why it is better left as it is.
+pub(super) fn encode_exact(
+    path: &str,
+    weight: &Tensor,
+    options: EncodeOptions,
+) -> Result<std::result::Result<CompressedTensor, String>> {
+    match ExactMatrix::of(path, weight)? {
+        Ok(matrix) => CompressedTensor::encode_exact(path, &matrix, options).map(if_smaller),
+        Err(inexact) => Ok(Err(inexact.to_string())),
+    }
+}
+
 /// The tensor, or why it is better left as it is.
 pub(super) fn if_smaller(compressed: CompressedTensor) -> std::result::Result<CompressedTensor, String> {
     let TensorStats { compressed_bytes, original_bytes, .. } = *compressed.stats();
@@ -384,10 +397,7 @@ impl Job<'_> {
     /// The common exponent at which the model takes `bits` a weight. Settles the layouts of `samples` on the way, where none was asked for.
     pub(super) fn solve(&self, samples: &mut [RateSample], bits: f64) -> Result<f64> {
         let budget = Budget { other_bytes: self.other_bytes(), weights: self.weights() as usize, bits };
-        match self.options.layout {
-            None => budget.settle_and_solve(samples),
-            Some(_) => budget.solve(samples),
-        }
+        budget.solve_in(samples, self.options.layout)
     }
 
     /// Bytes of the output that no step changes: tensors stored as they are and, roughly, the file's header.
@@ -496,12 +506,7 @@ impl Job<'_> {
 
     /// The tensor bit for bit, or why it is better left as it is.
     fn compress_exact(&self, path: &str) -> Result<std::result::Result<CompressedTensor, String>> {
-        let matrix = match ExactMatrix::of(path, &self.reader.read(path)?)? {
-            Ok(matrix) => matrix,
-            Err(inexact) => return Ok(Err(inexact.to_string())),
-        };
-        let compressed = CompressedTensor::encode_exact(path, &matrix, self.encode_options(path))?;
-        Ok(if_smaller(compressed))
+        encode_exact(path, &self.reader.read(path)?, self.encode_options(path))
     }
 
     /// Copies a tensor as it is; the bias of a compressed linear becomes its byte buffer.

@@ -3,10 +3,8 @@
 use tch::Tensor;
 
 use super::budget_search::BudgetSearch;
-use super::compress::{encode_grid, if_smaller, missed_budget, Target, BUDGET_ATTEMPTS};
-use crate::codec::{
-    Budget, CompressedTensor, EncodeOptions, ExactMatrix, GridRule, Layout, Matrix, RateSample, StepRule,
-};
+use super::compress::{encode_exact, encode_grid, if_smaller, missed_budget, Target, BUDGET_ATTEMPTS};
+use crate::codec::{Budget, CompressedTensor, EncodeOptions, GridRule, Layout, Matrix, RateSample, StepRule};
 use crate::error::Result;
 
 /// A matrix to compress, `[rows, cols]` in FP32, FP16 or BF16 on any device.
@@ -37,7 +35,10 @@ pub(crate) fn compress_matrices(
             .iter()
             .map(|matrix| on_grid(matrix, GridRule::Own(StepRule::RowAbsmax), layout).map(if_smaller))
             .collect(),
-        Target::Lossless => matrices.iter().map(|matrix| exact(matrix, layout)).collect(),
+        Target::Lossless => matrices
+            .iter()
+            .map(|matrix| encode_exact(matrix.path, matrix.weight, options(matrix, layout)))
+            .collect(),
         Target::Bits(_) if matrices.is_empty() => Ok(Vec::new()),
         Target::Bits(bits) => to_budget(matrices, bits, layout),
     }
@@ -59,15 +60,6 @@ fn on_grid(
     encode_grid(matrix.path, rule, &weights, &quantized, options, layout).map(|(compressed, _)| compressed)
 }
 
-fn exact(matrix: &MatrixToCompress<'_>, layout: Option<Layout>) -> Result<Outcome> {
-    match ExactMatrix::of(matrix.path, matrix.weight)? {
-        Ok(halves) => {
-            CompressedTensor::encode_exact(matrix.path, &halves, options(matrix, layout)).map(if_smaller)
-        }
-        Err(inexact) => Ok(Err(inexact.to_string())),
-    }
-}
-
 fn to_budget(matrices: &[MatrixToCompress<'_>], bits: f64, layout: Option<Layout>) -> Result<Vec<Outcome>> {
     let sample = |matrix: &MatrixToCompress<'_>| {
         RateSample::new(matrix.path, &Matrix::of(matrix.path, matrix.weight)?, options(matrix, layout))
@@ -80,10 +72,7 @@ fn to_budget(matrices: &[MatrixToCompress<'_>], bits: f64, layout: Option<Layout
         8.0 * bytes as f64 / weights.max(1) as f64
     };
     let budget = Budget { other_bytes: 0, weights, bits };
-    let mut exponent = match layout {
-        None => budget.settle_and_solve(&mut samples)?,
-        Some(_) => budget.solve(&samples)?,
-    };
+    let mut exponent = budget.solve_in(&mut samples, layout)?;
     let mut search = BudgetSearch::new(bits);
     // The closest from either side.
     let [mut below, mut above]: [Option<Vec<CompressedTensor>>; 2] = [None, None];

@@ -301,6 +301,16 @@ impl Budget {
         Ok((coded + 8.0 * self.other_bytes as f64) / self.weights.max(1) as f64 - self.bits)
     }
 
+    /// The common exponent at which `samples` meet the budget, all in the layout that was `asked` for, or each in the one that suits it.
+    ///
+    /// Errors as [`solve_exponent`].
+    pub fn solve_in(&self, samples: &mut [RateSample], asked: Option<Layout>) -> Result<f64> {
+        match asked {
+            None => self.settle_and_solve(samples),
+            Some(_) => self.solve(samples),
+        }
+    }
+
     /// The common exponent at which `samples` meet the budget.
     pub fn solve(&self, samples: &[RateSample]) -> Result<f64> {
         let (range, guess) = self.begin(samples)?;

@@ -71,28 +71,28 @@ fn linear(
     buffers: [Tensor; 5],
     bias: Option<Tensor>,
 ) -> Result<Tensor> {
-    turn_back_into_bytes(path, &buffers)?;
-    let slot = prepared::slot_of(&buffers);
-    let weight = CompressedWeight::of_buffers(path, buffers, slot)?;
-    let fused_rows = fused_rows().load(Ordering::Relaxed);
-    if projects && x.device() == Device::Cpu {
-        let layer = CompressedLinear::with(Arc::new(weight), None);
-        layer.set_fused_rows(fused_rows);
-        return match layer.is_fused(x)? {
-            true => add_bias(path, layer.try_forward(x)?, bias),
-            false => project(path, &layer, x, bias),
-        };
-    }
+    let weight = weight_of(path, buffers)?;
+    let projects = projects && x.device() == Device::Cpu;
     let outputs = weight.shape()[0] as i64;
-    // What `addmm` takes beside a bias [out_features] is added afterwards.
-    let (bias, other) = match bias {
-        Some(bias) if bias.size() == [outputs] => (Some(bias), None),
+    // What else `addmm` takes beside a bias [out_features] is added afterwards.
+    let (own, other) = match bias {
+        Some(bias) if !projects && bias.size() == [outputs] => (Some(bias), None),
         other => (None, other),
     };
-    let bias = bias.map(|floats| Arc::new(Bias::of_floats(path.replace("weight", "bias"), floats)));
-    let layer = CompressedLinear::with(Arc::new(weight), bias);
-    layer.set_fused_rows(fused_rows);
+    let own = own.map(|floats| Arc::new(Bias::of_floats(path.replace("weight", "bias"), floats)));
+    let layer = CompressedLinear::with(Arc::new(weight), own);
+    layer.set_fused_rows(fused_rows().load(Ordering::Relaxed));
+    if projects && !layer.is_fused(x)? {
+        return project(path, &layer, x, other);
+    }
     add_bias(path, layer.try_forward(x)?, other)
+}
+
+/// The weight in `buffers`, with what was prepared for them before.
+fn weight_of(path: &str, buffers: [Tensor; 5]) -> Result<CompressedWeight> {
+    turn_back_into_bytes(path, &buffers)?;
+    let slot = prepared::slot_of(&buffers);
+    CompressedWeight::of_buffers(path, buffers, slot)
 }
 
 /// Buffers that a change of dtype of the whole module has converted become bytes again, in the module itself.
@@ -152,9 +152,7 @@ unsafe extern "C" fn codecllm_embedding(
     guarded(|| {
         // SAFETY: the caller's.
         let (path, ids, buffers, like) = unsafe { (text(path), borrow(ids), five(buffers), borrow(like)) };
-        turn_back_into_bytes(path, &buffers)?;
-        let slot = prepared::slot_of(&buffers);
-        let weight = CompressedWeight::of_buffers(path, buffers, slot)?;
+        let weight = weight_of(path, buffers)?;
         // As libtorch's own, which takes 32-bit ids too.
         let ids = ids.f_to_kind(tch::Kind::Int64).about(path)?;
         let rows = CompressedEmbedding::of_weight(weight, like.kind())?.try_forward(&ids)?;
