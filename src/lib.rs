@@ -15,6 +15,8 @@ pub mod parity;
 pub mod quantize;
 pub mod rans;
 pub mod runtime;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod tile;
 pub mod torchscript;
 

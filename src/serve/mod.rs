@@ -1,0 +1,1 @@
+//! One model for many clients: an engine that batches their requests token by token, and an HTTP server in front of it.
