@@ -52,16 +52,16 @@ pub(crate) struct Args {
 /// How requests are run together.
 #[derive(Debug, clap::Args)]
 struct EngineArgs {
-    /// Most answers that are generated together
+    /// Most answers that are generated together [default: 32]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_batch: Option<usize>,
-    /// Most requests that wait for a place
+    /// Most requests that wait for a place [default: 128]
     #[arg(long, value_name = "N")]
     max_queue: Option<usize>,
-    /// Tokens of all running requests together that there is memory for [default: a whole context for each of --max-batch]
+    /// Tokens of all running requests together that there is memory for [default: a whole context for each of --max-batch, or less where memory is short]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     cache_tokens: Option<usize>,
-    /// Tokens of a prompt that are read between two steps of the running answers
+    /// Tokens of a prompt that are read between two steps of the running answers [default: 512 on a GPU, 64 on a CPU]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     prefill_tokens: Option<usize>,
 }
@@ -129,7 +129,7 @@ impl EngineArgs {
         let mut options = EngineOptions::default();
         set(&mut options.max_batch, self.max_batch);
         set(&mut options.max_queue, self.max_queue);
-        set(&mut options.prefill_tokens, self.prefill_tokens);
+        options.prefill_tokens = self.prefill_tokens;
         options.cache_tokens = self.cache_tokens;
         options
     }
@@ -194,7 +194,8 @@ async fn listen(
 fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     // An IPv6 address may come in the brackets that URLs want.
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let addresses = (host, port).to_socket_addrs().with_context(|| format!("--host {host}: is no address"))?;
+    let addresses =
+        (host, port).to_socket_addrs().with_context(|| format!("--host {host}: is no address"))?;
     Ok(addresses.collect())
 }
 
@@ -213,7 +214,9 @@ fn warn_if_readable(file: &std::path::Path, output: &Output) {
     let Ok(metadata) = std::fs::metadata(file) else { return };
     if metadata.permissions().mode() & 0o077 != 0 {
         let file = file.display();
-        output.note(format_args!("warning: {file}: others than its owner can read the keys; chmod 600 {file} mends that"));
+        output.note(format_args!(
+            "warning: {file}: others than its owner can read the keys; chmod 600 {file} mends that"
+        ));
     }
 }
 

@@ -1,14 +1,18 @@
 //! The answers to one request, merged as they come.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
+use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::{timeout_at, Instant};
 
-use super::Server;
 use crate::runtime::StopReason;
-use crate::serve::engine::{Answer, Event, Refusal, Request, TokenLogprobs};
+use crate::serve::engine::{Answer, Event, Refusal, TokenLogprob, TokenLogprobs};
 use crate::serve::openai::{ApiError, FinishReason, Likely, Piece, Token, TokenCounts};
+
+/// How long behind a request's deadline the engine, which is in the middle of a step then, has to say so.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Answers under way. To drop them is to give them up: their places are free with the next step.
 #[derive(Debug)]
@@ -18,7 +22,7 @@ pub(super) struct Answers {
     choices: usize,
     counts: TokenCounts,
     deadline: Instant,
-    seconds: f64,
+    time: Duration,
     /// Where to look first, so that all get their turn.
     next: usize,
 }
@@ -42,24 +46,17 @@ pub(super) enum News {
 }
 
 impl Answers {
-    /// Asks the engine for all `requests`, `choices` to a prompt.
-    pub(super) async fn begin(
-        server: &Server,
-        requests: Vec<Request>,
-        choices: usize,
-        arrived: Instant,
-    ) -> Result<Self, ApiError> {
-        let engine = server.engine().clone();
-        // Making tokens of a long text takes a while.
-        let submitting = tokio::task::spawn_blocking(move || {
-            requests.into_iter().map(|request| engine.submit(request)).collect::<Result<Vec<_>, _>>()
-        });
-        let time = server.options().request_time;
-        let (deadline, seconds) = (arrived + time, time.as_secs_f64());
-        let submitted = timeout_at(deadline, submitting).await.map_err(|_| ApiError::out_of_time(seconds))?;
-        let answers = submitted.map_err(|_| ApiError::internal("the request could not be read"))??;
+    /// The answers that the engine has taken on, `choices` to a prompt; `time` from the request's arrival they have to be complete.
+    pub(super) fn new(answers: Vec<Answer>, choices: usize, arrived: Instant, time: Duration) -> Self {
         let answers = answers.into_iter().map(|answer| Progress { answer: Some(answer), chars: 0 }).collect();
-        Ok(Self { answers, choices, counts: TokenCounts::default(), deadline, seconds, next: 0 })
+        Self {
+            answers,
+            choices,
+            counts: TokenCounts::default(),
+            deadline: arrived + time + GRACE,
+            time,
+            next: 0,
+        }
     }
 
     /// How many answers there are.
@@ -75,9 +72,10 @@ impl Answers {
     /// The next news and whose they are; `None` when all answers are complete.
     pub(super) async fn next(&mut self) -> Result<Option<(usize, News)>, ApiError> {
         loop {
-            let (deadline, seconds) = (self.deadline, self.seconds);
+            let deadline = self.deadline;
             let event = timeout_at(deadline, poll_fn(|cx| self.poll_event(cx))).await;
-            let Some((index, event)) = event.map_err(|_| ApiError::out_of_time(seconds))? else { return Ok(None) };
+            let event = event.map_err(|_| ApiError::out_of_time(self.time))?;
+            let Some((index, event)) = event else { return Ok(None) };
             if let Some(news) = self.take(index, event)? {
                 return Ok(Some((index, news)));
             }
@@ -89,11 +87,13 @@ impl Answers {
         let mut running = false;
         for step in 0..count {
             let index = (self.next + step) % count;
-            let Some(answer) = self.answers.get_mut(index).and_then(|progress| progress.answer.as_mut()) else {
+            let Some(answer) = self.answers.get_mut(index).and_then(|progress| progress.answer.as_mut())
+            else {
                 continue;
             };
             running = true;
-            if let Poll::Ready(event) = answer.poll_next(cx) {
+            // Nothing is lost with a future that is not ready.
+            if let Poll::Ready(event) = pin!(answer.next()).poll(cx) {
                 self.next = index + 1;
                 return Poll::Ready(Some((index, event)));
             }
@@ -125,10 +125,19 @@ impl Answers {
             Some(Event::Ended { reason, text, .. }) => {
                 progress.answer = None;
                 let piece = progress.piece(text, None);
-                Ok(Some(News::Last(piece, finish_reason(&reason)?)))
+                self.end(piece, &reason).map(Some)
             }
             Some(Event::Failed(error)) => Err(error.into()),
             None => Err(ApiError::internal("the engine has ended")),
+        }
+    }
+
+    fn end(&self, piece: Piece, reason: &StopReason) -> Result<News, ApiError> {
+        match reason {
+            StopReason::StopToken(_) | StopReason::StopString(_) => Ok(News::Last(piece, FinishReason::Stop)),
+            StopReason::MaxNewTokens | StopReason::Context => Ok(News::Last(piece, FinishReason::Length)),
+            StopReason::Deadline => Err(ApiError::out_of_time(self.time)),
+            StopReason::Interrupted => Err(ApiError::shutting_down()),
         }
     }
 }
@@ -144,26 +153,16 @@ impl Progress {
 }
 
 fn token(logprobs: TokenLogprobs) -> Token {
-    let likely = |(_, bytes, logprob)| Likely { bytes, logprob };
-    Token {
-        chosen: Likely { bytes: logprobs.bytes, logprob: logprobs.logprob },
-        top: logprobs.top.into_iter().map(likely).collect(),
-    }
-}
-
-fn finish_reason(reason: &StopReason) -> Result<FinishReason, ApiError> {
-    match reason {
-        StopReason::StopToken(_) | StopReason::StopString(_) => Ok(FinishReason::Stop),
-        StopReason::MaxNewTokens | StopReason::Context => Ok(FinishReason::Length),
-        StopReason::Interrupted => Err(ApiError::shutting_down()),
-    }
+    let likely = |token: TokenLogprob| Likely { bytes: token.bytes, logprob: token.logprob };
+    Token { chosen: likely(logprobs.chosen), top: logprobs.top.into_iter().map(likely).collect() }
 }
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::QueueFull => Self::busy("as many requests wait as may; try again in a second"),
+            Refusal::QueueFull { .. } => Self::busy(refusal.to_string()),
             Refusal::ShuttingDown => Self::shutting_down(),
+            Refusal::Broken => Self::internal(refusal.to_string()),
             Refusal::Invalid(error) => error.into(),
         }
     }

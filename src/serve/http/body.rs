@@ -1,10 +1,10 @@
 //! A request's body: JSON, not too long, and not forever on its way.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::header::{CONTENT_TYPE, EXPECT};
 use axum::http::HeaderMap;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Limited};
 
 use super::ServerOptions;
 use crate::serve::openai::ApiError;
@@ -36,31 +36,29 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::refused(415, "wanted the header Content-Type: application/json"))
 }
 
-async fn read_limited(body: Body, most: usize, asks_first: bool) -> Result<Vec<u8>, ApiError> {
-    let told = axum::body::HttpBody::size_hint(&body).lower();
+async fn read_limited(mut body: Body, most: usize, asks_first: bool) -> Result<Vec<u8>, ApiError> {
+    let told = body.size_hint().lower();
     if told > most as u64 {
         if !asks_first && told <= MOST_DISCARDED_BYTES as u64 {
             discard(body).await;
         }
         return Err(too_long(most));
     }
-    let mut body = Limited::new(body, most);
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => bytes.extend(frame.into_data().unwrap_or_default()),
-            Err(error) if error.is::<LengthLimitError>() => {
-                discard(body.into_inner()).await;
-                return Err(too_long(most));
-            }
-            Err(error) => return Err(ApiError::refused(400, format!("the body broke off: {error}"))),
+        let frame = frame.map_err(|e| ApiError::refused(400, format!("the body broke off: {e}")))?;
+        bytes.extend(frame.into_data().unwrap_or_default());
+        if bytes.len() > most {
+            discard(body).await;
+            return Err(too_long(most));
         }
     }
     Ok(bytes)
 }
 
 fn too_long(most: usize) -> ApiError {
-    ApiError::refused(413, format!("the body is too long, wanted at most {most} bytes")).with_code("body_too_long")
+    ApiError::refused(413, format!("the body is too long, wanted at most {most} bytes"))
+        .with_code("body_too_long")
 }
 
 async fn discard(body: Body) {

@@ -53,7 +53,8 @@ fn check_host(request: &Request) -> Result<(), ApiError> {
     if host.as_ref().is_some_and(is_loopback) && target.is_none_or(is_loopback) {
         return Ok(());
     }
-    let message = "this server answers requests to localhost, 127.0.0.1 or [::1] only (the Host header says where)";
+    let message =
+        "this server answers requests to localhost, 127.0.0.1 or [::1] only (the Host header says where)";
     Err(ApiError::refused(403, message).with_code("host_not_allowed"))
 }
 
@@ -61,7 +62,8 @@ fn check_host(request: &Request) -> Result<(), ApiError> {
 fn is_loopback(authority: &Authority) -> bool {
     let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost") || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// The key in `Authorization: Bearer KEY`.

@@ -48,7 +48,10 @@ impl ApiKeys {
             }
         }
         if digests.is_empty() {
-            return Err(Error::invalid(subject, "has no key, wanted one a line (openssl rand -hex 32 makes one)"));
+            return Err(Error::invalid(
+                subject,
+                "has no key, wanted one a line (openssl rand -hex 32 makes one)",
+            ));
         }
         Ok(Self { digests })
     }

@@ -11,6 +11,7 @@ mod headers;
 mod keys;
 mod metrics;
 mod options;
+mod order;
 mod page;
 mod patience;
 mod reply;
@@ -18,7 +19,7 @@ mod run;
 mod server;
 mod stream;
 
-use axum::middleware::{from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::Router;
 

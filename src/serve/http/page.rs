@@ -10,7 +10,8 @@ const PAGE: &str = include_str!("../page/index.html");
 
 /// The policy: the page's own script runs and no other, and it talks to this server only.
 pub(super) fn policy() -> String {
-    let scripts = scripts(PAGE).map(|script| format!(" 'sha256-{}'", STANDARD.encode(Sha256::digest(script))));
+    let scripts =
+        scripts(PAGE).map(|script| format!(" 'sha256-{}'", STANDARD.encode(Sha256::digest(script))));
     format!(
         "default-src 'none'; script-src{}; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -36,7 +37,10 @@ mod tests {
 
     #[test]
     fn the_policy_lets_the_pages_scripts_run_and_no_others() {
-        assert_eq!(scripts("<p><script>a()</script>x<script type=\"module\">b</script>").collect::<String>(), "a()b");
+        assert_eq!(
+            scripts("<p><script>a()</script>x<script type=\"module\">b</script>").collect::<String>(),
+            "a()b"
+        );
         let count = policy().matches("'sha256-").count();
         assert_eq!(count, PAGE.matches("</script>").count());
         // Handlers in attributes would need 'unsafe-inline'.

@@ -50,10 +50,4 @@ impl Server {
     pub(super) fn started(&self) -> u64 {
         self.0.started
     }
-
-    /// Most tokens an answer may have.
-    pub(super) fn max_new_tokens(&self) -> usize {
-        let context = self.engine().model_info().context;
-        self.options().max_new_tokens.map_or(context, |most| most.min(context))
-    }
 }

@@ -51,7 +51,9 @@ impl Chunks {
 
     fn take(&mut self, news: Result<Option<(usize, News)>, ApiError>) {
         match news {
-            Ok(Some((index, News::More(piece)))) => self.ready.push_back(event(self.head.piece(index, &piece))),
+            Ok(Some((index, News::More(piece)))) => {
+                self.ready.push_back(event(self.head.piece(index, &piece)))
+            }
             Ok(Some((index, News::Last(piece, reason)))) => {
                 if !piece.text.is_empty() {
                     self.ready.push_back(event(self.head.piece(index, &piece)));

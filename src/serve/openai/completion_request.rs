@@ -37,7 +37,8 @@ impl CompletionRequest {
         refuse_unsupported(&mut fields, parameters.choices)?;
         let answers = prompts.len().saturating_mul(parameters.choices);
         if answers > MOST_ANSWERS {
-            let message = format!("asks for {answers} answers with these prompts, wanted at most {MOST_ANSWERS}");
+            let message =
+                format!("asks for {answers} answers with these prompts, wanted at most {MOST_ANSWERS}");
             return Err(ApiError::parameter("n", message));
         }
         let logprobs = fields.count("logprobs", 0..=MOST_LOGPROBS)?;
@@ -56,9 +57,10 @@ fn take_prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     };
     match prompts.len() {
         1..=MOST_PROMPTS => Ok(prompts),
-        count => {
-            Err(ApiError::parameter("prompt", format_args!("has {count} prompts, wanted 1 to {MOST_PROMPTS}")))
-        }
+        count => Err(ApiError::parameter(
+            "prompt",
+            format_args!("has {count} prompts, wanted 1 to {MOST_PROMPTS}"),
+        )),
     }
 }
 

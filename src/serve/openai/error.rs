@@ -49,9 +49,17 @@ impl ApiError {
 
     /// 404: the client asked for a model that is not the one served.
     pub(crate) fn no_such_model(asked: &str, served: &str) -> Self {
-        let mut error = Self::refused(404, format!("model {asked:?} does not exist; this server has {served:?}"));
+        let mut error =
+            Self::refused(404, format!("model {asked:?} does not exist; this server has {served:?}"));
         error.body.param = Some("model".to_owned());
         error.with_code("model_not_found")
+    }
+
+    /// 400: the prompt leaves no room for an answer.
+    pub(crate) fn prompt_too_long(param: &str, tokens: usize, most: usize) -> Self {
+        let message =
+            format!("is {tokens} tokens, wanted at most {most}, the context of this server; shorten it");
+        Self::parameter(param, message).with_code("context_length_exceeded")
     }
 
     /// 401.
@@ -77,7 +85,8 @@ impl ApiError {
     }
 
     /// 504: the answer was not complete within the time a request may take.
-    pub(crate) fn out_of_time(seconds: f64) -> Self {
+    pub(crate) fn out_of_time(time: std::time::Duration) -> Self {
+        let seconds = time.as_secs_f64();
         let message = format!(
             "the answer was not complete within {seconds} s, the limit of this server; ask for fewer tokens (max_tokens)"
         );

@@ -29,7 +29,10 @@ fn the_defaults_are_those_of_openai() {
     let Parameters { sampling, stop_strings, max_new_tokens, choices, stream, include_usage } =
         request.parameters;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (1.0, None, None));
-    assert_eq!((stop_strings.len(), max_new_tokens, choices, stream, include_usage), (0, None, 1, false, false));
+    assert_eq!(
+        (stop_strings.len(), max_new_tokens, choices, stream, include_usage),
+        (0, None, 1, false, false)
+    );
     let request = completion(|_| {}).unwrap();
     assert_eq!((request.parameters.max_new_tokens, request.logprobs), (Some(16), None));
     // Without a seed, another one each time.
@@ -81,7 +84,9 @@ fn prompts_come_as_text_or_tokens_one_or_several() {
     ] {
         assert_eq!(completion(|body| body["prompt"] = prompt).unwrap().prompts, wanted);
     }
-    for prompt in [json!(null), json!(1), json!({}), json!([]), json!([1, "a"]), json!(["a", true]), json!([[-1]])] {
+    for prompt in
+        [json!(null), json!(1), json!({}), json!([]), json!([1, "a"]), json!(["a", true]), json!([[-1]])]
+    {
         let error = completion(|body| body["prompt"] = prompt.clone()).unwrap_err();
         assert_eq!(param_of(&error), "prompt", "{prompt}");
     }
@@ -153,7 +158,10 @@ fn the_place_of_a_message_that_is_wrong_is_named() {
         (json!({ "role": "user" }), "messages[1].content"),
         (json!({ "role": "user", "content": 5 }), "messages[1].content"),
         (json!({ "role": "user", "content": [{ "type": "image_url" }] }), "messages[1].content[0].type"),
-        (json!({ "role": "user", "content": [{ "type": "text", "text": 5 }] }), "messages[1].content[0].text"),
+        (
+            json!({ "role": "user", "content": [{ "type": "text", "text": 5 }] }),
+            "messages[1].content[0].text",
+        ),
         (json!({ "role": "user", "content": "Hi", "name": "Ann" }), "messages[1].name"),
         (json!({ "role": "assistant", "content": "Hi", "tool_calls": [{}] }), "messages[1].tool_calls"),
     ] {
@@ -166,7 +174,16 @@ fn the_place_of_a_message_that_is_wrong_is_named() {
 fn what_is_no_json_object_is_refused_in_few_words() {
     let deep = "[".repeat(100_000);
     let strange = format!("{{\"model\": \"m\", \"prompt\": \"a\", \"{}\": 1}}", "x".repeat(100_000));
-    for body in [&b""[..], b"{", b"[]", b"5", b"\xff\xfe", b"{\"prompt\": \"\xc3\"}", deep.as_bytes(), strange.as_bytes()] {
+    for body in [
+        &b""[..],
+        b"{",
+        b"[]",
+        b"5",
+        b"\xff\xfe",
+        b"{\"prompt\": \"\xc3\"}",
+        deep.as_bytes(),
+        strange.as_bytes(),
+    ] {
         let error = CompletionRequest::parse(body).unwrap_err();
         assert_eq!(error.status(), 400);
         assert!(json!(error.object()).to_string().len() < 300, "{error:?}");
