@@ -9,6 +9,7 @@ mod memory;
 mod prompt;
 mod sampler;
 mod stop;
+mod token_bytes;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
@@ -20,3 +21,9 @@ pub use prompt::Prompt;
 pub use sampler::{Sampler, SamplerOptions};
 pub use stop::{stop_tokens, StopReason, StopStrings};
 pub use tokenizer::{TextStream, Tokenizer};
+#[cfg(feature = "serve")]
+pub(crate) use {
+    continuation::{Continuation, Ending},
+    memory::available_bytes,
+    prompt::PromptLimits,
+};

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use super::token_bytes::ByteTokens;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The tokenizer of a model, from its `tokenizer.json`.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    byte_tokens: ByteTokens,
 }
 
 impl Tokenizer {
@@ -33,7 +35,8 @@ impl Tokenizer {
             Error::corrupt(subject, "has a truncation that cannot be turned off").with_source(e)
         })?;
         inner.with_padding(None);
-        Ok(Self { inner })
+        let byte_tokens = ByteTokens::of(&inner);
+        Ok(Self { inner, byte_tokens })
     }
 
     /// The tokens of `text`, with those the model expects around a text (such as `<s>`) if `add_special`.
@@ -62,6 +65,21 @@ impl Tokenizer {
     /// The token spelled `token`, special ones included.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// How token `id` is spelled in the vocabulary.
+    pub(super) fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// What token `id` reads as if it was added to the model's own vocabulary, as special tokens are.
+    pub(super) fn added_token(&self, id: u32) -> Option<String> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&id).map(|token| token.content.clone())
+    }
+
+    pub(super) fn byte_tokens(&self) -> ByteTokens {
+        self.byte_tokens
     }
 }
 

@@ -106,6 +106,17 @@ impl Answer {
         Some(self.note(event))
     }
 
+    /// The next event if it is there already.
+    #[cfg(test)]
+    pub(super) fn try_next(&mut self) -> Option<Event> {
+        use tokio::sync::mpsc::error::TryRecvError;
+        match self.events.try_recv() {
+            _ if self.complete => None,
+            Err(TryRecvError::Empty) => None,
+            event => Some(self.note(event.ok())),
+        }
+    }
+
     /// Notices the last event, and makes one up where the engine went away without.
     fn note(&mut self, event: Option<Event>) -> Event {
         let event = event.unwrap_or_else(|| {
