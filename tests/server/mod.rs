@@ -173,7 +173,14 @@ impl Reply {
             .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
             .collect();
         let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
-        let body = if chunked { unchunked(&bytes[end + 4..]) } else { bytes[end + 4..].to_vec() };
+        let length = headers.iter().find(|(name, _)| name == "content-length");
+        let rest = &bytes[end + 4..];
+        let body = match length {
+            _ if chunked => unchunked(rest),
+            // Behind it, there may be a reply to what was sent behind the request.
+            Some((_, length)) => rest[..length.parse::<usize>().unwrap().min(rest.len())].to_vec(),
+            None => rest.to_vec(),
+        };
         Some(Self { status, headers, body })
     }
 
@@ -209,7 +216,7 @@ fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {
         let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
-        let Some(chunk) = bytes.get(end + 2..end + 2 + size) else { break };
+        let Some(chunk) = bytes.get(end + 2..end + 2 + size).filter(|chunk| !chunk.is_empty()) else { break };
         body.extend_from_slice(chunk);
         bytes = bytes.get(end + 4 + size..).unwrap_or_default();
     }
