@@ -41,7 +41,7 @@ fn load_compressed(dir: &Path, kind: Kind) -> Loaded {
 fn wide_config() -> Value {
     let mut config = plain_config();
     for (name, value) in [
-        ("head_dim", 74),
+        ("head_dim", 80),
         ("hidden_size", 52),
         ("num_attention_heads", 6),
         ("num_key_value_heads", 2),
