@@ -12,10 +12,10 @@ use codecllm::model::PagedKvCache;
 use serde::{Deserialize, Serialize};
 
 use self::measure::{measure, Workload};
-use super::generate::{child, HalfArg, Shape, Which};
+use super::generate::{child, Shape, Which};
 use super::{budget, DeviceArg, TORCH_VERSION};
 use crate::cli::device::ORDINAL;
-use crate::cli::model::at_least_one;
+use crate::cli::model::{at_least_one, DtypeArg};
 use crate::cli::output::Output;
 use crate::cli::steps::Steps;
 
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     device: DeviceArg,
     /// The dtype to compute in
     #[arg(long, value_enum, default_value_t)]
-    dtype: HalfArg,
+    dtype: DtypeArg,
     /// Measure one of the two only, in this process
     #[arg(long, value_enum)]
     only: Option<Which>,

@@ -70,21 +70,21 @@ pub(crate) struct Args {
 
 /// The dtypes that models are kept in.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(super) enum HalfArg {
+enum HalfArg {
     #[default]
     Fp16,
     Bf16,
 }
 
 impl HalfArg {
-    pub(super) fn kind(self) -> Kind {
+    fn kind(self) -> Kind {
         match self {
             Self::Fp16 => Kind::Half,
             Self::Bf16 => Kind::BFloat16,
         }
     }
 
-    pub(super) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Fp16 => "fp16",
             Self::Bf16 => "bf16",
