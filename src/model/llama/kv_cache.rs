@@ -2,7 +2,10 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::attention::{dot_product, Context};
+use super::step::Step;
 use super::step_graph::StepGraph;
+use super::step_launches::StepPlanes;
 use crate::error::{Error, Result, TorchContext};
 use crate::model::LlamaConfig;
 use crate::ops::transformer::CachePlanes;
@@ -114,14 +117,6 @@ impl KvCache {
         self.device
     }
 
-    /// All slots of one layer, the free ones too.
-    pub(super) fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
-        let planes = self.layers.get(layer);
-        planes
-            .map(|LayerCache { keys, values }| CachePlanes { keys, values })
-            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
-    }
-
     /// Lends the captured decoding step, if there is one.
     pub(super) fn take_step_graph(&mut self) -> Option<Box<StepGraph>> {
         self.step_graph.take()
@@ -159,23 +154,48 @@ impl KvCache {
 
     /// Stores the `keys` and `values` `[batch, heads, seq, head_dim]` of the current tokens in `layer` and
     /// returns all up to and including them.
-    pub(super) fn append(
+    fn append(
         &mut self,
         layer: usize,
         keys: &Tensor,
         values: &Tensor,
-    ) -> std::result::Result<(Tensor, Tensor), TchError> {
+    ) -> std::result::Result<[Tensor; 2], TchError> {
         let (start, seq) = (self.length, keys.size4()?.2);
         let Some(cache) = self.layers.get_mut(layer) else {
             return Err(TchError::Shape(format!("the cache has no layer {layer}")));
         };
         cache.keys.f_narrow(2, start, seq)?.f_copy_(keys)?;
         cache.values.f_narrow(2, start, seq)?.f_copy_(values)?;
-        Ok((cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?))
+        Ok([cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?])
     }
 
     /// Counts the current `seq` tokens as seen, once every layer has stored them.
     pub(super) fn advance(&mut self, seq: i64) {
         self.length += seq;
+    }
+}
+
+impl Context for KvCache {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        [query, key, value]: [&Tensor; 3],
+    ) -> std::result::Result<Tensor, TchError> {
+        let held = self.append(layer, key, value)?;
+        dot_product(query, held, step)
+    }
+}
+
+impl StepPlanes for KvCache {
+    fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
+        let planes = self.layers.get(layer);
+        planes
+            .map(|LayerCache { keys, values }| CachePlanes { keys, values, table: None })
+            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
     }
 }
