@@ -1,1 +1,3 @@
 //! One model for many clients: an engine that batches their requests token by token, and an HTTP server in front of it.
+
+pub mod engine;
