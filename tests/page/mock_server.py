@@ -16,11 +16,11 @@ from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "src/serve/page/index.html"
 ANSWER = ["The ", "weights ", "stay ", "coded ", "in ", "memory."]
-MODEL = "SmolLM2-135M-Instruct"
+MODEL = "a-model-of-135M"
 
 
 def policy(page: str) -> str:
-    """The page's one style and one script by their hashes, its own server to talk to, and nothing else."""
+    """The page's one style and one script by their hashes, its own icon, its own server to talk to, and nothing else."""
 
     def only(tag: str) -> str:
         found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -29,7 +29,7 @@ def policy(page: str) -> str:
         return base64.b64encode(hashlib.sha256(found[0].encode()).digest()).decode()
 
     return (
-        f"default-src 'none'; connect-src 'self'; style-src 'sha256-{only('style')}'; script-src 'sha256-{only('script')}'; "
+        f"default-src 'none'; connect-src 'self'; img-src data:; style-src 'sha256-{only('style')}'; script-src 'sha256-{only('script')}'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
@@ -59,6 +59,7 @@ class Script:
     error_after: int | None = None  # sends an error as an event behind so many tokens
     refusal: Refusal | None = None
     key: str | None = None
+    model: str = MODEL
     stats: dict[str, object] | None = field(
         default_factory=lambda: {
             "running": 1,
@@ -162,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/health":
             self.reply(200, b'{"status":"ok"}')
         elif self.path == "/v1/models" and not self.without_key():
-            self.reply(200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode())
+            self.reply(200, json.dumps({"object": "list", "data": [{"id": self.mock.script.model, "object": "model"}]}).encode())
         elif self.path == "/stats" and stats is not None and not self.without_key():
             self.reply(200, json.dumps(stats).encode())
         elif self.path not in ("/v1/models", "/stats") or (self.path == "/stats" and stats is None):
@@ -172,6 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.mock.requests.append(body)
         if self.without_key():
+            return
+        if body["model"] != self.mock.script.model:
+            self.refuse(Refusal(404, f"there is no {body['model']} here", "model_not_found"))
             return
         if self.mock.script.refusal:
             self.refuse(self.mock.script.refusal)

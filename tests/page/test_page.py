@@ -328,6 +328,15 @@ class Trouble(PageTest):
             expect(self.note).to_contain_text(message)
             expect(self.button("Try again")).to_be_enabled()
 
+    def test_another_model_after_a_restart(self) -> None:
+        self.server.script.model = "another-model"  # and nobody saw the restart
+        self.ask_and_wait("Who are you?")
+        expect(self.note).to_contain_text("another model")
+        self.ready()
+        expect(self.page.locator("#model")).to_have_text("another-model")
+        self.button("Try again").click()
+        expect(self.answer).to_have_text(TEXT)
+
     def test_a_server_without_figures(self) -> None:
         for stats in (None, {}, {"weight_bytes": 5_200_000, "running": "many"}):
             self.server.script.stats = stats
