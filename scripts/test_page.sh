@@ -18,9 +18,9 @@ find_chromium() {
     return 1
 }
 
-CHROMIUM=$(find_chromium) || skip "${CHROMIUM:-no Chromium} was not found;" \
+chromium=$(find_chromium) || skip "no ${CHROMIUM:-Chromium} here;" \
     "install one with: $(as_root 'apt-get install -y --no-install-recommends chromium'), or name one in \$CHROMIUM"
-export CHROMIUM
+export CHROMIUM=$chromium
 require_python
 lock browser
 (python_tools browser) || skip "the Python packages that drive Chromium could not be installed, see the message above"

@@ -56,6 +56,7 @@ class Script:
     token_after: float = 0.05  # seconds before each one behind it
     finish_reason: str = "stop"
     cut_after: int | None = None  # ends the connection behind so many tokens
+    end_after: int | None = None  # ends the answer behind so many tokens, without a reason
     error_after: int | None = None  # sends an error as an event behind so many tokens
     refusal: Refusal | None = None
     key: str | None = None
@@ -199,6 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
             if at == script.cut_after:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
+            if at == script.end_after:
+                self.chunk(b"")
+                return
             if at == script.error_after:
                 self.event({"error": {"message": "the engine met an error", "type": "server_error", "code": None}})
                 return
@@ -223,7 +227,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.settimeout(None)
 
     def event(self, data: dict) -> None:
-        self.chunk(f"data: {json.dumps(data)}\n\n".encode())
+        """In two pieces, cut in the middle of a character where one has several bytes."""
+        event = f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+        middle = next((at for at, byte in enumerate(event) if 0x80 <= byte < 0xC0), len(event) // 2)
+        self.chunk(event[:middle])
+        self.chunk(event[middle:])
 
     def chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
