@@ -421,9 +421,14 @@ class Phone(PageTest):
         self.ask_and_wait("Long")
         expect(self.answer.get_by_text("the end")).to_be_in_viewport()
         expect(self.question).to_be_in_viewport()
+        self.server.script.refusal = Refusal(429, "busy")
+        self.ask_and_wait("A note and a notice take room")
+        self.server.stop()
+        self.state("server is away")
+        expect(self.note).to_be_in_viewport(ratio=1)
         self.page.locator("main").evaluate("(main) => { main.scrollTop = 0 }")
         self.button("To the end").click()
-        expect(self.answer.get_by_text("the end")).to_be_in_viewport()
+        expect(self.note).to_be_in_viewport(ratio=1)
 
 
 if __name__ == "__main__":
