@@ -2,7 +2,7 @@
 
 from mock_server import ANSWER, Refusal
 from playwright.sync_api import expect
-from support import PageTest
+from browser import PageTest
 
 TEXT = "".join(ANSWER)
 

@@ -5,7 +5,7 @@ import unittest
 
 from mock_server import ANSWER, MODEL, PAGE, Refusal, policy
 from playwright.sync_api import expect
-from support import PHONE, PageTest
+from browser import PHONE, PageTest
 
 TEXT = "".join(ANSWER)
 
