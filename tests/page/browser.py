@@ -34,7 +34,7 @@ new MutationObserver(() => {
 
 
 class PageTest(unittest.TestCase):
-    """A page of a mock server. A test fails where the console has an error or the policy was violated."""
+    """A page of a server, a mock unless a class has another. A test fails where the console has an error or the policy was violated."""
 
     browser: Browser
     context_options: dict[str, Any] = {"viewport": WIDE}
@@ -53,10 +53,14 @@ class PageTest(unittest.TestCase):
 
     def setUp(self) -> None:
         self.errors: list[str] = []
-        self.server = MockServer()
+        self.server = self.make_server()
         self.server.start()
         self.addCleanup(self.server.stop)
         self.page = self.open_page(**self.context_options)
+
+    def make_server(self) -> Any:
+        """With a `url`, and `start` and `stop`, which a test may call again."""
+        return MockServer()
 
     def open_page(self, **options: Any) -> Page:
         """A new tab of a new profile on the server."""

@@ -76,6 +76,15 @@ class Keyboard(PageTest):
         expect(self.page.locator(".turn")).to_have_count(2)
         self.ended()
 
+    def test_the_focus_survives_what_disappears(self) -> None:
+        self.server.script.end_after = 2
+        self.ask_and_wait("Cut this")
+        for name in ("Try again", "Again", "New conversation", "Bring the last conversation back"):
+            self.button(name).focus()
+            self.page.keyboard.press("Enter")
+            expect(self.question).to_be_focused()
+            expect(self.button("Stop")).to_be_hidden()
+
     def test_escape_stops_from_anywhere(self) -> None:
         self.server.script.tokens = ["word "] * 2000
         for place in ("question", "log", "stop"):

@@ -98,6 +98,7 @@ class Answering(PageTest):
         self.page.reload()
         self.ready()
         expect(self.answer).to_have_text(TEXT)
+        expect(self.page.locator(".turn")).to_contain_text(MODEL)
         self.ask_and_wait("Go on")
         self.assertEqual(len(self.server.requests[-1]["messages"]), 3)
 
