@@ -32,7 +32,7 @@ const OPENINGS: [&str; 8] = [
 /// Request `i`: its own prompt and length.
 fn story(i: usize) -> Request {
     let prompt = format!("{} {}", OPENINGS[i % 8], ["", "And then", "The cat", "She"][i / 8 % 4]);
-    let options = GenerateOptions { max_new_tokens: 5 + i * 7 % 50, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_new_tokens: 5 + i * 7 % 24, ..GenerateOptions::default() };
     Request::new(Prompt::Text(prompt.trim_end().to_owned()), options)
 }
 
@@ -91,8 +91,9 @@ fn generated(generator: &Generator, request: &Request) -> (Vec<u32>, String, Sto
 fn twenty_four_at_once_get_the_answers_that_they_get_alone() {
     let Some(folder) = compressed() else { return };
     let dir = folder.path().join("model");
-    for kind in [Kind::Half, Kind::Float] {
+    for (kind, count) in [(Kind::Half, 24), (Kind::Float, 12)] {
         let generator = open(&dir, kind);
+        // Each row by itself, as the engine does: a prompt of many rows would go through scratch, whose sums differ in the last bits.
         generator.model().llama().set_fused_rows(1024);
         // Room for some of them, so that others wait, for places and for pages.
         let options = EngineOptions {
@@ -102,11 +103,11 @@ fn twenty_four_at_once_get_the_answers_that_they_get_alone() {
             ..EngineOptions::default()
         };
         let engine = Engine::start(open(&dir, kind), options).unwrap();
-        let lonely: Vec<Heard> = (0..24).map(|i| alone(&engine, story(i))).collect();
-        let mut answers: Vec<Option<Answer>> = (0..24).map(|i| engine.submit(story(i)).ok()).collect();
-        assert_eq!(answers.iter().flatten().count(), 24);
+        let lonely: Vec<Heard> = (0..count).map(|i| alone(&engine, story(i))).collect();
+        let mut answers: Vec<Option<Answer>> = (0..count).map(|i| engine.submit(story(i)).ok()).collect();
+        assert_eq!(answers.iter().flatten().count(), count);
         // Some leave: at once, and in the middle.
-        for i in [3, 11, 20] {
+        for i in [3, 10, 11] {
             answers[i] = None;
         }
         for i in [5, 8] {
@@ -126,7 +127,7 @@ fn twenty_four_at_once_get_the_answers_that_they_get_alone() {
         assert_eq!((stats.pages_free, stats.running, stats.waiting), (stats.pages, 0, 0));
         assert_eq!(
             (stats.state, stats.requests.left + stats.requests.length + stats.requests.stopped),
-            (EngineState::Stopped, 48)
+            (EngineState::Stopped, 2 * count as u64)
         );
         assert!(stats.requests.left >= 3, "{:?}", stats.requests);
         assert!(stats.steps < stats.completion_tokens, "no step served two");
@@ -214,7 +215,7 @@ fn tokens_a_second() {
             let engine = Engine::start(open(&dir, kind), options).unwrap();
             let long = |i: usize| {
                 let mut request = story(i);
-                request.options.max_new_tokens = 128;
+                request.options.max_new_tokens = 64;
                 request.options.ignore_stop_tokens = true;
                 request
             };

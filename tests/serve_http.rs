@@ -343,7 +343,7 @@ fn an_address_for_others_wants_keys() {
         (&["--port", "70000"][..], "--port"),
         (&["--max-batch", "0"], "--max-batch"),
         (&["--read-seconds", "0"], "--read-seconds"),
-        (&["--request-seconds", "-1"], "--request-seconds"),
+        (&["--request-seconds=-1"], "--request-seconds"),
     ] {
         let (code, message) = run(arguments);
         assert_eq!(code, Some(2), "{message}");
@@ -469,9 +469,9 @@ fn connections_beyond_the_limit_wait_for_one_to_end() {
 fn a_server_asked_to_end_finishes_its_answers() {
     for signal in ["TERM", "INT"] {
         let mut server = server(&["--shutdown-seconds", "100"]);
-        let wanted = answer_alone(Prompt::Text("Hello".to_owned()), 2000);
+        let wanted = answer_alone(Prompt::Text("Hello".to_owned()), 800);
         let mut idle = server.connect();
-        let events = server.stream(COMPLETION, &with(order("Hello", 2000), "stream", true));
+        let events = server.stream(COMPLETION, &with(order("Hello", 800), "stream", true));
         server.signal(signal);
         let told = Told::of(events);
         assert_eq!(told, Told { text: wanted, finish_reason: "length".to_owned(), done: true });

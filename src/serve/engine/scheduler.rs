@@ -93,6 +93,7 @@ impl<M: PagedModel> Scheduler<M> {
     fn admit(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
+        let mut pages_are_short = false;
         while self.running.len() < self.max_batch {
             let Some(job) = state.waiting.pop_front() else { break };
             let Some(sequence) = self.model.sequence(job.most_tokens) else {
@@ -102,13 +103,20 @@ impl<M: PagedModel> Scheduler<M> {
                 }
                 // It is the next, however small the ones behind it are: no request waits for ever.
                 state.waiting.push_front(job);
-                state.open_places = 0;
-                return;
+                pages_are_short = true;
+                break;
             };
             job.send(Event::Started { prompt_tokens: job.ids.len() });
             self.running.push(Running { job, sequence, held: 0, newest: None, outcome: None });
         }
-        state.open_places = self.max_batch - self.running.len();
+        self.note_places(&mut state, pages_are_short);
+    }
+
+    /// Notes which places are taken. None is open to a newcomer while the first of the queue waits for pages.
+    fn note_places(&self, state: &mut State, pages_are_short: bool) {
+        state.open_places = if pages_are_short { 0 } else { self.max_batch - self.running.len() };
+        state.figures.running = self.running.len();
+        state.figures.free_pages = self.model.free_pages();
     }
 
     /// Processes one piece of the oldest unfinished prompt. Pieces begin at multiples of their length, whoever else is there.
@@ -226,17 +234,13 @@ impl<M: PagedModel> Scheduler<M> {
     /// Brings the figures up to date, then tells whose requests are over.
     fn settle(&mut self) {
         self.remove_ended();
-        {
-            let mut state = self.shared.lock();
-            let State { figures, .. } = &mut *state;
-            self.over.iter().for_each(|(_, outcome)| figures.count_outcome(outcome));
-            figures.running = self.running.len();
-            figures.free_pages = self.model.free_pages();
-            // Places that became free in this turn, unless the queue's first waits for pages.
-            if state.waiting.is_empty() {
-                state.open_places = self.max_batch - self.running.len();
-            }
-        }
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        self.over.iter().for_each(|(_, outcome)| state.figures.count_outcome(outcome));
+        // What waits still will be given places before any newcomer.
+        let first_in_line_waits = !state.waiting.is_empty();
+        self.note_places(&mut state, first_in_line_waits);
+        drop(state);
         for (job, outcome) in self.over.drain(..) {
             if let Some(event) = job.last_event(outcome) {
                 job.send(event);

@@ -1,5 +1,6 @@
 //! One function a route.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request as HttpRequest, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
@@ -49,8 +50,9 @@ pub(super) async fn models(State(server): State<Server>) -> Json<Value> {
 
 pub(super) async fn model(
     State(server): State<Server>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|rejection| ApiError::refused(400, rejection.body_text()))?;
     check_model(&server, Some(&id))?;
     Ok(Json(model_card(&server)))
 }

@@ -5,6 +5,7 @@ use crate::runtime::SamplerOptions;
 
 fn sampled(prompt: &str, seed: u64) -> Request {
     let mut request = request(prompt, 12);
+    request.options.ignore_stop_tokens = true;
     request.options.sampling = SamplerOptions { temperature: 3.0, top_k: None, top_p: None, seed };
     request
 }
