@@ -5,6 +5,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::attention::{dot_product, Context};
 use super::step::Step;
 use super::step_graph::StepGraph;
+use super::step_launches::StepPlanes;
 use crate::error::{Error, Result, TorchContext};
 use crate::model::LlamaConfig;
 use crate::ops::transformer::CachePlanes;
@@ -116,14 +117,6 @@ impl KvCache {
         self.device
     }
 
-    /// All slots of one layer, the free ones too.
-    pub(super) fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
-        let planes = self.layers.get(layer);
-        planes
-            .map(|LayerCache { keys, values }| CachePlanes { keys, values })
-            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
-    }
-
     /// Lends the captured decoding step, if there is one.
     pub(super) fn take_step_graph(&mut self) -> Option<Box<StepGraph>> {
         self.step_graph.take()
@@ -195,5 +188,14 @@ impl Context for KvCache {
     ) -> std::result::Result<Tensor, TchError> {
         let held = self.append(layer, key, value)?;
         dot_product(query, held, step)
+    }
+}
+
+impl StepPlanes for KvCache {
+    fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
+        let planes = self.layers.get(layer);
+        planes
+            .map(|LayerCache { keys, values }| CachePlanes { keys, values, table: None })
+            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
     }
 }

@@ -11,6 +11,7 @@ mod norm;
 mod page_pool;
 mod paged_cache;
 mod paged_forward;
+mod paged_graphs;
 mod rope;
 mod step;
 mod step_graph;

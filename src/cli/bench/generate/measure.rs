@@ -46,13 +46,6 @@ impl Workload {
         Ok(())
     }
 
-    pub(super) fn dtype_name(&self) -> &'static str {
-        match self.kind {
-            Kind::BFloat16 => "bf16",
-            _ => "fp16",
-        }
-    }
-
     /// Each sequence's share of the prompt.
     fn prompt_of_each(&self, batch: usize) -> usize {
         (self.prompt_tokens / batch).max(1)
@@ -70,7 +63,7 @@ pub(super) fn measure(
     progress(0, total, "make the weights");
     let start = Instant::now();
     let vs = nn::VarStore::new(workload.device.device());
-    let model = load(which, workload, &vs)?;
+    let model = load(which, &workload.config, workload.kind, workload.bits, &vs)?;
     synchronize(vs.device());
     let load_seconds = start.elapsed().as_secs_f64();
     let mut generation = Vec::new();
@@ -90,12 +83,18 @@ pub(super) fn measure(
     })
 }
 
-fn load(which: Which, workload: &Workload, vs: &nn::VarStore) -> codecllm::Result<Llama> {
-    let Workload { config, kind, bits, .. } = workload;
+/// The random model of a shape in dtype `kind`, of `bits` a weight where it is compressed.
+pub(in super::super) fn load(
+    which: Which,
+    config: &LlamaConfig,
+    kind: Kind,
+    bits: f64,
+    vs: &nn::VarStore,
+) -> codecllm::Result<Llama> {
     tch::manual_seed(0x5EED);
     match which {
-        Which::Dense => Llama::load(&vs.root(), config, &RandomDense { kind: *kind }),
-        Which::Compressed => Llama::load(&vs.root(), config, &RandomCompressed::new(*kind, *bits)),
+        Which::Dense => Llama::load(&vs.root(), config, &RandomDense { kind }),
+        Which::Compressed => Llama::load(&vs.root(), config, &RandomCompressed::new(kind, bits)),
     }
 }
 
@@ -167,7 +166,8 @@ fn synchronize(device: Device) {
     }
 }
 
-fn median(mut sample: impl FnMut() -> codecllm::Result<f64>) -> codecllm::Result<f64> {
+/// Of the seconds that [`ROUNDS`] rounds take.
+pub(in super::super) fn median(mut sample: impl FnMut() -> codecllm::Result<f64>) -> codecllm::Result<f64> {
     let mut samples = [0.0; ROUNDS];
     for seconds in &mut samples {
         *seconds = sample()?;

@@ -5,7 +5,7 @@ use codecllm::model::{LlamaConfig, RopeScaling};
 
 /// A model whose shape is known.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Shape {
+pub(in super::super) enum Shape {
     /// stories15M
     #[value(name = "15m")]
     Stories15M,
@@ -18,7 +18,7 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    pub(super) fn name(self) -> &'static str {
+    pub(in super::super) fn name(self) -> &'static str {
         match self {
             Self::Stories15M => "15m",
             Self::Llama1B => "1b",
@@ -26,7 +26,7 @@ impl Shape {
         }
     }
 
-    pub(super) fn config(self) -> LlamaConfig {
+    pub(in super::super) fn config(self) -> LlamaConfig {
         match self {
             Self::Stories15M => stories_15m(),
             Self::Llama1B => llama_1b(),
