@@ -19,10 +19,11 @@ models: setup # a model that cannot be had does not fail the build: the tests th
 fixtures: models # likewise
 	@scripts/make_fixtures.sh || echo "WARNING: no TorchScript fixtures: the tests that need them will skip" >&2
 
-test: fixtures ## every test, of Rust and of Python
+test: fixtures ## every test, of Rust, of Python and of the chat page
 	cargo test
 	scripts/test_python.sh
 	scripts/test_serve.sh
+	scripts/test_page.sh
 
 kill-test: models ## compress and decompress killed at a hundred random moments each: minutes
 	cargo test --test interrupted -- --ignored --nocapture
@@ -56,6 +57,7 @@ check: fixtures ## everything a change must pass: format, lints, documentation, 
 	cargo test
 	scripts/test_python.sh
 	scripts/test_serve.sh
+	scripts/test_page.sh
 	@scripts/check_dependencies.sh
 
 bench: models ## the numbers: ratios, speeds, perplexity
