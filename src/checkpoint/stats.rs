@@ -21,7 +21,7 @@ use crate::error::Result;
 pub use self::curve::bits_at_snr;
 
 /// The named choices of `compress`, from the most bits to the fewest. Whoever adds one adds it here, and nowhere else.
-const PRESETS: [(&str, Target); 5] = [
+pub(crate) const PRESETS: [(&str, Target); 5] = [
     ("lossless", Target::Lossless),
     ("near", Target::NEAR),
     ("int8", Target::Int8),

@@ -7,7 +7,6 @@ mod child;
 mod decode;
 mod measure;
 mod report;
-mod shape;
 mod text;
 mod weights;
 
@@ -18,11 +17,11 @@ use tch::Kind;
 
 use self::measure::{measure, Workload};
 use self::report::{Report, Which};
-use self::shape::Shape;
 use super::{budget, DeviceArg, TORCH_VERSION};
 use crate::cli::device::ORDINAL;
 use crate::cli::model::at_least_one;
 use crate::cli::output::Output;
+use crate::cli::shape::Shape;
 use crate::cli::steps::Steps;
 
 const EXAMPLES: &str = "\
