@@ -38,8 +38,7 @@ fn main() -> Result<()> {
     let vs = nn::VarStore::new(Device::Cpu);
     let linears = dense_linears(&vs.root());
     train(&vs, &linears)?;
-    let weights: Vec<&Tensor> = linears.iter().map(|linear| &linear.ws).collect();
-    let bytes: usize = weights.iter().map(|weight| weight.numel() * 4).sum();
+    let bytes = linears.iter().map(|linear| 4 * linear.ws.numel()).sum();
     report("dense", &network_of(&linears), bytes);
     for (name, bits) in [("int8", None), ("4 bits", Some(4.0))] {
         let vs = nn::VarStore::new(Device::Cpu);
@@ -50,13 +49,9 @@ fn main() -> Result<()> {
 }
 
 fn dense_linears(vs: &nn::Path<'_>) -> Vec<nn::Linear> {
-    let linear = |name: &str, inputs, outputs| nn::linear(vs / name, inputs, outputs, Default::default());
-    vec![
-        linear("in", 2, WIDTH),
-        linear("middle", WIDTH, WIDTH),
-        linear("upper", WIDTH, WIDTH),
-        linear("out", WIDTH, 2),
-    ]
+    let widths = [2, WIDTH, WIDTH, WIDTH, 2];
+    let linear = |at: usize| nn::linear(vs / at, widths[at], widths[at + 1], Default::default());
+    (0..widths.len() - 1).map(linear).collect()
 }
 
 fn network_of(linears: &[nn::Linear]) -> Network {
@@ -71,7 +66,7 @@ fn network_of(linears: &[nn::Linear]) -> Network {
 fn patch(vs: &nn::Path<'_>, linears: &[nn::Linear], bits: Option<f64>) -> Result<(Network, usize)> {
     let (mut layers, mut bytes) = (Vec::<Box<dyn Module>>::new(), 0);
     for (index, linear) in linears.iter().enumerate() {
-        let path = format!("layer{index}.weight");
+        let path = format!("{index}.weight");
         let weight = linear.ws.detach();
         let matrix = Matrix::of(&path, &weight)?;
         // The two small ones stay as they are on a fine grid: a budget of bits is for matrices that fill tiles.
@@ -82,11 +77,8 @@ fn patch(vs: &nn::Path<'_>, linears: &[nn::Linear], bits: Option<f64>) -> Result
         let compressed = CompressedTensor::compress(&path, &weight, rule, EncodeOptions::default())?;
         bytes += compressed.stats().compressed_bytes;
         let bias = linear.bs.as_ref().map(Tensor::detach);
-        layers.push(Box::new(CompressedLinear::new(
-            &(vs / format!("layer{index}")),
-            &compressed,
-            bias.as_ref(),
-        )?));
+        let layer = CompressedLinear::new(&(vs / index), &compressed, bias.as_ref())?;
+        layers.push(Box::new(layer));
     }
     Ok((Network { layers }, bytes))
 }
@@ -117,13 +109,8 @@ fn train(vs: &nn::VarStore, linears: &[nn::Linear]) -> Result<()> {
 }
 
 fn report(name: &str, network: &Network, bytes: usize) {
-    tch::manual_seed(8);
+    tch::manual_seed(8); // other points than those of the training
     let (points, on) = spirals();
-    let right = tch::no_grad(|| network.forward(&points).accuracy_for_logits(&on)).double_value(&[]);
-    println!(
-        "{:9} {:.1} % of {POINTS} points right, {:.2} MB",
-        format!("{name}:"),
-        100.0 * right,
-        bytes as f64 / 1e6
-    );
+    let right = 100.0 * tch::no_grad(|| network.forward(&points).accuracy_for_logits(&on)).double_value(&[]);
+    println!("{:9} {right:.1} % of {POINTS} points right, {:.2} MB", format!("{name}:"), bytes as f64 / 1e6);
 }

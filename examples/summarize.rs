@@ -54,21 +54,15 @@ fn main() -> Result<()> {
         };
         for ((file, _), answer) in texts.iter().zip(&answers) {
             write(&summary_of(file), answer.text.trim())?;
-            bar.println(format!(
-                "{}: {} tokens read, {} written",
-                file.display(),
-                answer.prompt_tokens,
-                answer.new_tokens
-            ));
+            let (read, written) = (answer.prompt_tokens, answer.new_tokens);
+            bar.suspend(|| eprintln!("{}: {read} tokens read, {written} written", file.display()));
         }
         done += answers.len();
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
     println!("{done} summaries, {failed} files failed");
-    if failed > 0 {
-        bail!("{failed} files could not be read");
-    }
+    anyhow::ensure!(failed == 0, "{failed} files could not be read");
     Ok(())
 }
 
@@ -84,7 +78,7 @@ fn read(batch: &[PathBuf], bar: &ProgressBar) -> (Vec<(PathBuf, String)>, usize)
     for file in batch {
         match std::fs::read_to_string(file) {
             Ok(text) => texts.push((file.clone(), text.chars().take(MOST_CHARACTERS).collect())),
-            Err(error) => bar.println(format!("{}: {error}", file.display())),
+            Err(error) => bar.suspend(|| eprintln!("{}: {error}", file.display())),
         }
     }
     let unreadable = batch.len() - texts.len();

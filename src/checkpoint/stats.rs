@@ -92,6 +92,14 @@ pub struct UnmetChoice {
 /// Tries every preset, a range of steps, and the size that `options` ask for, if they do, on a sample of every matrix of `dir` that
 /// `options` would compress.
 ///
+/// ```no_run
+/// use codecllm::checkpoint::{stats, CompressOptions};
+/// for choice in stats("model", &CompressOptions::default(), &mut |_| {})?.choices {
+///     println!("{}: {:.2} bits, {:.1} dB", choice.choice, choice.bits_per_weight, choice.snr_db);
+/// }
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// What [`Reader`] reports; `InvalidArgument` for a pattern that matches nothing, a budget outside 2.5 to 8.5 bits, or a weight that is not
 /// finite.

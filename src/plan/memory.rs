@@ -18,8 +18,8 @@ use crate::nn::{default_fused_rows, GPU_FUSED_ROWS, GPU_SCRATCH_BYTES, SCRATCH_B
 const CONTEXT_BYTES: u64 = 527 << 20;
 
 /// libtorch, cuBLAS with its workspaces, and the compiled kernels: what is left of the peaks of `codecllm bench generate --config 8b
-/// --bits 5.3` when everything else here is taken off, which is 0.40 GB of the dense model and 0.38 to 0.41 of the compressed one
-/// (H100, driver 580.159, libtorch 2.11.0, 2026-11-25).
+/// --bits 5.3` when everything else here is taken off, which is 0.35 and 0.37 GB of the dense model, 0.43 and 0.42 of the compressed
+/// one, with contexts of 2176 and 2304 tokens (H100, driver 580.159, libtorch 2.11.0, 2026-11-25).
 const GPU_LIBRARY_BYTES: u64 = 400_000_000;
 
 /// The process with libtorch and a tokenizer of 49,152 tokens: what is left of the peaks of `make demo` (2026-11-25, README.md)

@@ -83,6 +83,18 @@ const NEAR_BITS: f64 = 0.5;
 const FURTHEST_BITS: f64 = 1.5;
 
 /// How fast `choice` of the model with `config` generates on `machine`; `None` where neither kernels nor memory were measured.
+///
+/// ```
+/// use codecllm::{model::LlamaConfig, plan::{estimates, expected, Gpu, Machine, ModelShape, SpeedBasis, Workload}};
+/// # let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+/// #     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072}"#;
+/// # let config = LlamaConfig::from_json(json, "config.json")?;
+/// let dense = &estimates(&ModelShape::of(&config), tch::Kind::Half, None)[0];
+/// let on = |gpu| expected(&config, dense, &Workload::default(), &Machine::gpu(Some(gpu), None));
+/// assert_eq!(on(Gpu::H100).unwrap().basis, SpeedBasis::Measured);
+/// assert_eq!(on(Gpu::Rtx4090).unwrap().basis, SpeedBasis::Bound);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn expected(
     config: &LlamaConfig,
     choice: &Choice,

@@ -52,14 +52,27 @@ fn measured_peaks() -> [(Choice, usize, usize, u64); 6] {
     ]
 }
 
+fn ratio_to_peak((choice, context, batch, peak): &(Choice, usize, usize, u64)) -> f64 {
+    let workload = Workload { context: *context, batch: *batch, kind: Kind::Half };
+    let memory = Memory::of(&config_8b(), choice, &workload, Place::Gpu);
+    let ratio = memory.total_without_context() as f64 / *peak as f64;
+    println!("{} {context} x {batch}: {ratio:.4} {memory:?}", choice.name);
+    ratio
+}
+
 #[test]
-fn the_plan_is_within_two_percent_of_measured_peaks() {
-    for (choice, context, batch, peak) in measured_peaks() {
-        let workload = Workload { context, batch, kind: Kind::Half };
-        let memory = Memory::of(&config_8b(), &choice, &workload, Place::Gpu);
-        let ratio = memory.total_without_context() as f64 / peak as f64;
-        println!("{} {context} x {batch}: {ratio:.4} {memory:?}", choice.name);
-        assert!((0.98..=1.02).contains(&ratio), "{} {context} x {batch}: {ratio} {memory:?}", choice.name);
+fn the_plan_is_within_one_percent_of_measured_peaks() {
+    for measured in &measured_peaks()[..4] {
+        assert!((0.99..=1.01).contains(&ratio_to_peak(measured)));
+    }
+}
+
+/// The batches were prompts of one length that filled half of the context: planned are prompts of any length, which need a mask, and as
+/// long as the context.
+#[test]
+fn a_batch_is_planned_for_the_worst() {
+    for measured in &measured_peaks()[4..] {
+        assert!((1.0..=1.06).contains(&ratio_to_peak(measured)));
     }
 }
 

@@ -51,6 +51,16 @@ impl Default for LoadOptions {
 }
 
 /// A Llama and the VarStore that owns its weights.
+///
+/// ```no_run
+/// use codecllm::runtime::{LoadOptions, Model};
+/// let model = Model::load("model", &LoadOptions { kind: tch::Kind::BFloat16, ..LoadOptions::default() })?;
+/// let mut cache = model.new_cache(1, 128)?;
+/// let ids = tch::Tensor::from_slice(&[1i64, 42]).unsqueeze(0);
+/// let logits = model.llama().prefill(&ids, &mut cache)?; // [1, 1, vocab]
+/// println!("{} bytes of weights, {} tokens seen", model.weight_bytes(), cache.len());
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     var_store: nn::VarStore,
