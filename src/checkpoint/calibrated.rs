@@ -30,7 +30,7 @@ pub struct CalibrationGain {
 /// use codecllm::checkpoint::{compress_calibrated, CompressOptions, Target};
 /// let calibration = calibrate("model", &Options::new("text.txt"), &mut |_, _| {})?;
 /// let options = CompressOptions { target: Target::SMALL, ..CompressOptions::default() };
-/// compress_calibrated("model", "out", &options, &calibration, &mut |_| {})?;
+/// compress_calibrated("model", "out", &options, &calibration.importance, &mut |_| {})?;
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 ///
