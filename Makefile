@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models fixtures demo test kill-test fuzz test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
+.PHONY: help setup models fixtures demo test kill-test soak fuzz test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,9 +22,14 @@ fixtures: models # likewise
 test: fixtures ## every test, of Rust and of Python
 	cargo test
 	scripts/test_python.sh
+	scripts/test_serve.sh
 
 kill-test: models ## compress and decompress killed at a hundred random moments each: minutes
 	cargo test --test interrupted -- --ignored --nocapture
+
+soak: models ## the server under SOAK_CLIENTS (64) streaming clients for SOAK_SECONDS (600), then 10,000 malformed requests
+	SOAK_SECONDS=$${SOAK_SECONDS:-600} SOAK_CLIENTS=$${SOAK_CLIENTS:-64} cargo test --test serve_soak -- --ignored --nocapture
+	cargo test --test serve_malformed -- --ignored --nocapture
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS = open_container decode_tile decode_table parse_config tokenizer_and_template torchscript_patch
@@ -51,6 +56,7 @@ check: fixtures ## everything a change must pass: format, lints, documentation, 
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test
 	scripts/test_python.sh
+	scripts/test_serve.sh
 	@scripts/check_dependencies.sh
 
 bench: models ## the numbers: ratios, speeds, perplexity

@@ -16,6 +16,8 @@ mod patch;
 mod plan;
 mod progress;
 mod selection;
+#[cfg(feature = "serve")]
+mod serve;
 mod shape;
 mod size;
 mod stats;
@@ -39,6 +41,7 @@ Examples:
   codecllm compress MODEL_DIR -o OUT --preset lossless every bit of every weight
   codecllm verify OUT --against MODEL_DIR              checksums, and the error against the original
   codecllm generate OUT --prompt 'Why is the sky blue?'
+  codecllm serve OUT                                   the same for many clients, as OpenAI's API
   codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
   codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
   codecllm plan MODEL_DIR --memory 24GB                which choices fit, and how fast they would be
@@ -77,6 +80,8 @@ enum Verb {
     Verify(verify::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Parity(parity::Args),
     Bench(bench::Args),
 }
@@ -87,6 +92,8 @@ impl Verb {
         match self {
             Self::Generate(args) => args.device(),
             Self::Chat(args) => args.device(),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => args.device(),
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
             Self::Plan(_)
@@ -110,6 +117,8 @@ impl Verb {
             Self::Verify(args) => verify::run(args, output),
             Self::Generate(args) => generate::run(args, output),
             Self::Chat(args) => chat::run(args, output),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => serve::run(args, output),
             Self::Parity(args) => parity::run(args, output),
             Self::Bench(args) => bench::run(args, output),
         }

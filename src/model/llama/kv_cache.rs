@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::attention::{dot_product, Context};
+use super::step::Step;
 use super::step_graph::StepGraph;
 use crate::error::{Error, Result, TorchContext};
 use crate::model::LlamaConfig;
@@ -177,23 +179,39 @@ impl KvCache {
 
     /// Stores the `keys` and `values` `[batch, heads, seq, head_dim]` of the current tokens in `layer` and
     /// returns all up to and including them.
-    pub(super) fn append(
+    fn append(
         &mut self,
         layer: usize,
         keys: &Tensor,
         values: &Tensor,
-    ) -> std::result::Result<(Tensor, Tensor), TchError> {
+    ) -> std::result::Result<[Tensor; 2], TchError> {
         let (start, seq) = (self.length, keys.size4()?.2);
         let Some(cache) = self.layers.get_mut(layer) else {
             return Err(TchError::Shape(format!("the cache has no layer {layer}")));
         };
         cache.keys.f_narrow(2, start, seq)?.f_copy_(keys)?;
         cache.values.f_narrow(2, start, seq)?.f_copy_(values)?;
-        Ok((cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?))
+        Ok([cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?])
     }
 
     /// Counts the current `seq` tokens as seen, once every layer has stored them.
     pub(super) fn advance(&mut self, seq: i64) {
         self.length += seq;
+    }
+}
+
+impl Context for KvCache {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        [query, key, value]: [&Tensor; 3],
+    ) -> std::result::Result<Tensor, TchError> {
+        let held = self.append(layer, key, value)?;
+        dot_product(query, held, step)
     }
 }
