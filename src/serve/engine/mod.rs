@@ -18,6 +18,7 @@ mod figures;
 mod job;
 mod logprobs;
 mod options;
+mod paged_llama;
 mod paged_model;
 mod request;
 mod scheduler;
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 use tch::Device;
 
 use self::job::Job;
+use self::paged_llama::PagedLlama;
 use self::paged_model::PagedModel;
 use self::scheduler::Scheduler;
 use self::shared::{EndOfThread, Shared};
@@ -103,8 +105,18 @@ impl Engine {
     /// `InvalidArgument` for options out of range, `Torch` if memory for the cache is short.
     pub fn start(generator: Generator, options: EngineOptions) -> Result<Self> {
         options.check()?;
-        drop(generator);
-        Err(Error::unsupported("engine", "its thread is not built yet"))
+        let language = Arc::clone(generator.language());
+        let model = PagedLlama::new(generator.into_model(), &options)?;
+        let setup = Setup {
+            limits: PromptLimits::new(model.model().llama().config(), model.model().context()),
+            info: model.info(&options, language.chat.is_some()),
+            language,
+            prefill_tokens: model.prefill_tokens(&options),
+            device: model.model().var_store().device(),
+            weight_bytes: model.model().weight_bytes(),
+            cache_bytes: model.cache_bytes(),
+        };
+        Self::start_with(model, setup)
     }
 
     /// Starts the thread with whatever `model`.

@@ -3,11 +3,12 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::model::PagedKvCache;
 
 /// How much an engine takes on at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Most requests that are answered at once: rows of a decoding step.
+    /// Most requests that are answered at once: rows of a decoding step, [`PagedKvCache::MOST_SEQUENCES`] at most.
     pub max_batch: usize,
     /// Most requests that wait for a place; one more is refused with [`Refusal::QueueFull`](super::Refusal::QueueFull).
     pub max_queue: usize,
@@ -32,9 +33,13 @@ impl EngineOptions {
             ("cache-tokens", self.cache_tokens),
             ("prefill-tokens", self.prefill_tokens),
         ];
-        match positive.iter().find(|(_, value)| *value == Some(0)) {
-            None => Ok(()),
-            Some((name, _)) => Err(Error::invalid(*name, "0, wanted 1 or more")),
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == Some(0)) {
+            return Err(Error::invalid(*name, "0, wanted 1 or more"));
+        }
+        let most = PagedKvCache::MOST_SEQUENCES;
+        match self.max_batch > most {
+            true => Err(Error::invalid("max-batch", format!("{}, wanted 1 to {most}", self.max_batch))),
+            false => Ok(()),
         }
     }
 }
