@@ -219,3 +219,31 @@ fn a_torchscript_llama_tells_a_story_before_and_after() {
         stdout(&run("torchscript_llama", &[module.to_str().unwrap(), model.to_str().unwrap(), "5.3"]));
     assert!(printed.contains("patched 44 matrices") && printed.contains("Once upon a time"), "{printed}");
 }
+
+/// What a server answers to `path`.
+#[cfg(feature = "serve")]
+fn get(address: &str, path: &str) -> String {
+    ureq::get(format!("{address}{path}")).call().unwrap().body_mut().read_to_string().unwrap()
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn an_application_serves_a_model_beside_its_own_routes() {
+    let Some(model) = downloaded("stories15M") else { return };
+    let mut child = example("serve_app", &[model.to_str().unwrap(), "127.0.0.1:0"]);
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    let stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut { stdout }, &mut first).unwrap();
+    let address = first.trim().strip_prefix("listening on ").unwrap();
+    let (story, models) = (get(address, "/story"), get(address, "/llm/v1/models"));
+    let body = serde_json::json!({ "model": "my-model", "prompt": "Once upon a time", "max_tokens": 48, "temperature": 0 });
+    let answer = ureq::post(format!("{address}/llm/v1/completions")).send_json(body);
+    let answer: serde_json::Value = answer.unwrap().body_mut().read_json().unwrap();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(child.wait().unwrap().success(), "Ctrl-C ends it in order");
+    assert!(story.starts_with("Once upon a time") && story.len() > 60, "{story}");
+    assert!(models.contains("my-model"), "{models}");
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    assert_eq!(format!("Once upon a time{text}\n"), story, "both ask the same engine");
+}

@@ -6,7 +6,7 @@ mod tiny_llama;
 use std::path::Path;
 
 use cli_fixture::{run, Fixture};
-use codecllm::model::LlamaConfig;
+use codecllm::model::{LlamaConfig, PagedKvCache};
 use codecllm::plan::{stored, Memory, ModelShape, Place, Workload};
 use codecllm::runtime::{LoadOptions, Model};
 use serde_json::Value;
@@ -40,6 +40,12 @@ fn weights_and_cache_are_counted_to_the_byte() {
             let memory = Memory::of(&config, &choice, &workload, Place::Cpu);
             let cache = model.new_cache(3, 77).unwrap();
             assert_eq!(memory.cache_bytes, cache.bytes() as u64, "{} {kind:?}", dir.display());
+            // In pages, where a sequence takes whole ones.
+            let pages = 3 * PagedKvCache::pages_for(77);
+            let paged = PagedKvCache::page_bytes(&config, kind, tch::Device::Cpu) * pages;
+            let whole = Workload { context: 77usize.next_multiple_of(PagedKvCache::PAGE_TOKENS), ..workload };
+            let memory = Memory::of(&config, &choice, &whole, Place::Cpu);
+            assert_eq!(memory.cache_bytes, paged as u64, "{} {kind:?}", dir.display());
         }
     }
 }
