@@ -442,7 +442,8 @@ fn slow_clients_are_not_waited_for() {
     // One that sends a byte now and then is slow, too.
     let mut stream = server.connect();
     let start = Instant::now();
-    let slow = format!("{head}{{").bytes().chain(std::iter::repeat(b' ')).take_while(|byte| {
+    let sent = format!("{head}{{");
+    let slow = sent.bytes().chain(std::iter::repeat(b' ')).take_while(|byte| {
         thread::sleep(Duration::from_millis(20));
         start.elapsed() < PATIENCE && stream.write_all(&[*byte]).is_ok()
     });

@@ -106,7 +106,7 @@ fn strange_value(rng: &mut StdRng) -> Value {
         9 => json!([]),
         10 => json!({}),
         11 => json!([[[1]], {}, null]),
-        12 => json!([""; 20]),
+        12 => json!(vec![""; 20]),
         13 => json!({ "type": "text", "role": 5, "content": null }),
         14 => json!(["\0", "\u{10FFFF}", "\u{FFFD}"]),
         _ => json!([0, -1, 1e30, u32::MAX, "1"]),

@@ -75,3 +75,42 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{duplex, AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn on_a_runtime(work: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work);
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_is_given_up() {
+        on_a_runtime(async {
+            let (stream, _unread) = duplex(16);
+            let mut stream = Patient::new(stream, Duration::from_millis(50));
+            let error = stream.write_all(&[0; 100]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        });
+    }
+
+    #[test]
+    fn a_slow_reader_is_waited_for_as_long_as_it_reads() {
+        on_a_runtime(async {
+            let (stream, mut reader) = duplex(16);
+            let mut stream = Patient::new(stream, Duration::from_secs(60));
+            let read = async {
+                let mut bytes = [0; 100];
+                for byte in &mut bytes {
+                    *byte = reader.read_u8().await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                bytes
+            };
+            let (written, bytes) = tokio::join!(stream.write_all(&[7; 100]), read);
+            assert!(written.is_ok() && bytes == [7; 100]);
+        });
+    }
+}

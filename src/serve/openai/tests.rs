@@ -100,7 +100,7 @@ fn a_parameter_out_of_range_or_not_done_here_is_named() {
         ("top_p", json!(1.5)),
         ("top_k", json!(0)),
         ("seed", json!(1.5)),
-        ("stop", json!(["a"; 17])),
+        ("stop", json!(vec!["a"; 17])),
         ("stop", json!("")),
         ("stop", json!([1])),
         ("stop", json!("x".repeat(513))),
