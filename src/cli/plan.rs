@@ -186,7 +186,7 @@ fn needed(plan: &Plan) -> String {
         None => format!("nothing to plan for {there}"),
         Some(least) => {
             let shorter = match least.largest_context {
-                0 => "no context is short enough for fewer".to_owned(),
+                0 => "not even one token would fit".to_owned(),
                 context => format!("--context {context} would fit"),
             };
             format!(
@@ -221,9 +221,28 @@ fn text(plan: &Plan) -> String {
         fits.add_row(row(planned));
         memory.add_row(parts(planned));
     }
-    let basis = plan.choices.iter().any(|planned| planned.choice.basis == Basis::Estimate);
-    let note = if basis { "\n\n~ estimated from other models; --exact tries it on this one" } else { "" };
+    let note = format!("{}{}", sizes_note(plan), speeds_note(plan));
     format!("{facts}\n\n{fits}\n\n{memory}{note}")
+}
+
+fn sizes_note(plan: &Plan) -> &'static str {
+    match plan.choices.iter().any(|planned| planned.choice.basis == Basis::Estimate) {
+        true => "\n\n~ bits estimated from other models; --exact tries them on this one",
+        false => "",
+    }
+}
+
+fn speeds_note(plan: &Plan) -> String {
+    let has =
+        |basis| plan.choices.iter().filter_map(|planned| planned.speed).any(|speed| speed.basis == basis);
+    let mut note = String::new();
+    if has(SpeedBasis::Extrapolated) {
+        note += "\n~ tokens/s from kernels measured at other sizes";
+    }
+    if has(SpeedBasis::Bound) {
+        note += "\n< tokens/s that bandwidth allows: a bound, nobody measured the kernels there";
+    }
+    note
 }
 
 fn row(planned: &PlannedChoice) -> [String; 7] {
