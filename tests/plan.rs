@@ -58,10 +58,21 @@ fn a_real_run_takes_what_was_planned() {
     let out = folder.path().join("int8");
     let [model, out] = [model.to_str().unwrap(), out.to_str().unwrap()];
     assert_eq!(run(&["compress", model, "-o", out]).code, 0);
-    let prompt = "The quick brown fox jumps over the lazy dog. ".repeat(60);
+    let prompt = "The quick brown fox jumps over the lazy dog. ".repeat(30);
     for (dir, name) in [(model, "dense"), (out, "as it is")] {
-        let generated =
-            run(&["generate", dir, "--prompt", &prompt, "--raw", "--max-new-tokens", "8", "--json"]).json();
+        let generated = run(&[
+            "generate",
+            dir,
+            "--prompt",
+            &prompt,
+            "--raw",
+            "--max-new-tokens",
+            "8",
+            "--threads",
+            "1",
+            "--json",
+        ])
+        .json();
         let tokens = generated["prompt_tokens"].as_u64().unwrap() + generated["new_tokens"].as_u64().unwrap();
         let plan = ["plan", dir, "--cpu", "--memory", "16GB", "--context", &tokens.to_string(), "--json"];
         let plan = run(&plan).json();
