@@ -61,7 +61,7 @@ check: fixtures ## everything a change must pass: format, lints, documentation, 
 	@scripts/check_dependencies.sh
 
 package: setup ## the crate's tarball, built from its own contents with the libtorch of this checkout: minutes
-	cargo package --locked
+	CARGO_TARGET_DIR=$(CURDIR)/target cargo package --locked # where dependencies are built already
 
 bench: models ## the numbers: ratios, speeds, perplexity
 	@scripts/fetch_wikitext.sh
