@@ -96,7 +96,7 @@ fn spirals() -> (Tensor, Tensor) {
     let turn = Tensor::rand([POINTS], (Kind::Float, Device::Cpu)) * 9.0 + 1.0;
     let angle = &turn + &on * std::f64::consts::PI;
     let points = Tensor::stack(&[&turn * angle.cos(), &turn * angle.sin()], 1) / 10.0;
-    (points + Tensor::randn([POINTS, 2], (Kind::Float, Device::Cpu)) * 0.01, on)
+    (points + Tensor::randn([POINTS, 2], (Kind::Float, Device::Cpu)) * 0.06, on)
 }
 
 fn train(vs: &nn::VarStore, linears: &[nn::Linear]) -> Result<()> {
