@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models fixtures demo test kill-test soak fuzz test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
+.PHONY: help setup models fixtures demo test kill-test soak fuzz test-cuda test-cuda-binary check package bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,12 +53,16 @@ test-cuda-binary: setup ## the same as one stripped binary, target/cuda-tests, f
 check: fixtures ## everything a change must pass: format, lints, documentation, tests, licenses
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo check --no-default-features --all-targets
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test
 	scripts/test_python.sh
 	scripts/test_serve.sh
 	scripts/test_page.sh
 	@scripts/check_dependencies.sh
+
+package: setup ## the crate's tarball, built from its own contents with the libtorch of this checkout: minutes
+	CARGO_TARGET_DIR=$(CURDIR)/target cargo package --locked # where dependencies are built already
 
 bench: models ## the numbers: ratios, speeds, perplexity
 	@scripts/fetch_wikitext.sh

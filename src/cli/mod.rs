@@ -13,10 +13,13 @@ mod model;
 mod output;
 mod parity;
 mod patch;
+mod plan;
 mod progress;
 mod selection;
 #[cfg(feature = "serve")]
 mod serve;
+mod shape;
+mod size;
 mod stats;
 mod steps;
 mod verify;
@@ -41,6 +44,7 @@ Examples:
   codecllm serve OUT                                   the same for many clients, as OpenAI's API
   codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
   codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
+  codecllm plan MODEL_DIR --memory 24GB                which choices fit, and how fast they would be
   codecllm patch MODEL.pt -o PATCHED.pt                the same for a TorchScript file
   codecllm parity MODEL.pt PATCHED.pt --inputs FILE    its outputs against the original's
 
@@ -67,6 +71,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Plan(plan::Args),
     Stats(stats::Args),
     Compress(compress::Args),
     Decompress(decompress::Args),
@@ -91,7 +96,8 @@ impl Verb {
             Self::Serve(args) => args.device(),
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
-            Self::Stats(_)
+            Self::Plan(_)
+            | Self::Stats(_)
             | Self::Compress(_)
             | Self::Decompress(_)
             | Self::Inspect(_)
@@ -102,6 +108,7 @@ impl Verb {
 
     fn run(self, output: &Output) -> Result<()> {
         match self {
+            Self::Plan(args) => plan::run(args, output),
             Self::Stats(args) => stats::run(args, output),
             Self::Compress(args) => compress::run(args, output),
             Self::Decompress(args) => decompress::run(args, output),

@@ -12,11 +12,12 @@ use codecllm::model::PagedKvCache;
 use serde::{Deserialize, Serialize};
 
 use self::measure::{measure, Workload};
-use super::generate::{child, Shape, Which};
+use super::generate::{child, Which};
 use super::{budget, DeviceArg, TORCH_VERSION};
 use crate::cli::device::ORDINAL;
 use crate::cli::model::{at_least_one, DtypeArg};
 use crate::cli::output::Output;
+use crate::cli::shape::Shape;
 use crate::cli::steps::Steps;
 
 const EXAMPLES: &str = "\

@@ -7,7 +7,6 @@ pub(super) mod child;
 mod decode;
 mod measure;
 mod report;
-mod shape;
 mod text;
 mod weights;
 
@@ -20,11 +19,11 @@ pub(super) use self::measure::{load, median};
 use self::measure::{measure, Workload};
 use self::report::Report;
 pub(super) use self::report::Which;
-pub(super) use self::shape::Shape;
 use super::{budget, DeviceArg};
 use crate::cli::device::ORDINAL;
 use crate::cli::model::at_least_one;
 use crate::cli::output::Output;
+use crate::cli::shape::Shape;
 use crate::cli::steps::Steps;
 
 const EXAMPLES: &str = "\

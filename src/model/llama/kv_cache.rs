@@ -17,6 +17,18 @@ use crate::ops::transformer::CachePlanes;
 ///
 /// On the CPU the cache is FP32 in every dtype: attention over FP16 or BF16 keys is several times slower
 /// there. Its pages are touched, and so take memory, only as tokens come.
+///
+/// ```
+/// use codecllm::model::{KvCache, LlamaConfig};
+/// use tch::{Device, Kind};
+/// let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+///     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+/// let config = LlamaConfig::from_json(json, "config.json")?;
+/// let cache = KvCache::new(&config, 3, 100, Kind::Half, Device::Cpu)?;
+/// // Keys and values, two layers, three sequences, two heads of 16, FP32.
+/// assert_eq!((cache.len(), cache.bytes()), (0, 2 * 2 * 3 * 2 * 16 * 100 * 4));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -102,6 +114,12 @@ impl KvCache {
     /// Tokens there is room for, of each sequence.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
+    }
+
+    /// Bytes of the keys and values of as many tokens as it can hold.
+    pub fn bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.numel() * self.kind.elt_size_in_bytes();
+        self.layers.iter().map(|layer| bytes(&layer.keys) + bytes(&layer.values)).sum()
     }
 
     /// Forgets all tokens after the first `length`; more than there are changes nothing.

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{bail, Result};
 use codecllm::cuda::PeakMemory;
 use codecllm::model::{KvCache, Llama, LlamaConfig};
+use codecllm::plan::ModelShape;
 use codecllm::runtime::peak_rss_bytes;
 use tch::{nn, Device, Kind, Tensor};
 
@@ -71,7 +72,7 @@ pub(super) fn measure(
         progress(done + 1, total, &format!("batch {batch}"));
         generation.push(generate(&model, workload, batch, memory.as_ref())?);
     }
-    let (weights, weight_bytes) = (count_weights(&workload.config), model.weight_bytes());
+    let (weights, weight_bytes) = (ModelShape::of(&workload.config).weights(), model.weight_bytes());
     Ok(ModelFigures {
         weights,
         weight_bytes,
@@ -174,25 +175,4 @@ pub(in super::super) fn median(mut sample: impl FnMut() -> codecllm::Result<f64>
     }
     samples.sort_by(f64::total_cmp);
     Ok(samples[ROUNDS / 2])
-}
-
-fn count_weights(config: &LlamaConfig) -> usize {
-    let hidden = config.hidden_size;
-    let heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim;
-    let layer = hidden * (heads + 3 * config.intermediate_size + 2);
-    let tables = if config.tie_word_embeddings { 1 } else { 2 };
-    tables * config.vocab_size * hidden + config.num_hidden_layers * layer + hidden
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::shape::Shape;
-    use super::count_weights;
-
-    #[test]
-    fn the_shapes_have_their_models_weights() {
-        assert_eq!(count_weights(&Shape::Llama8B.config()), 8_030_261_248);
-        assert_eq!(count_weights(&Shape::Llama1B.config()), 1_235_814_400);
-        assert_eq!(count_weights(&Shape::Stories15M.config()), 15_191_712);
-    }
 }
