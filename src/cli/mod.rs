@@ -7,6 +7,7 @@ mod compress;
 mod decompress;
 mod device;
 mod generate;
+mod import;
 mod inspect;
 mod interrupt;
 mod model;
@@ -30,6 +31,7 @@ use output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
+  codecllm import MODEL.gguf -o MODEL_DIR              a model directory from a GGUF file
   codecllm stats MODEL_DIR                             what each choice would give; writes nothing
   codecllm compress MODEL_DIR -o OUT                   8-bit grade, the default
   codecllm compress MODEL_DIR -o OUT --bits 5.3        5.3 bits a weight, everything counted
@@ -64,6 +66,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Import(import::Args),
     Stats(stats::Args),
     Compress(compress::Args),
     Decompress(decompress::Args),
@@ -84,7 +87,8 @@ impl Verb {
             Self::Chat(args) => args.device(),
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
-            Self::Stats(_)
+            Self::Import(_)
+            | Self::Stats(_)
             | Self::Compress(_)
             | Self::Decompress(_)
             | Self::Inspect(_)
@@ -95,6 +99,7 @@ impl Verb {
 
     fn run(self, output: &Output) -> Result<()> {
         match self {
+            Self::Import(args) => import::run(args, output),
             Self::Stats(args) => stats::run(args, output),
             Self::Compress(args) => compress::run(args, output),
             Self::Decompress(args) => decompress::run(args, output),
