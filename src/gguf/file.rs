@@ -51,13 +51,14 @@ pub(super) struct GgufFile {
 impl GgufFile {
     /// Reads the header of the file at `path`. Every tensor lies within the file, and no two of them share a byte.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let snapshot = Snapshot::of_file(path).map_err(|e| Error::io(path, e))?;
-        let found = file.metadata().map_err(|e| Error::io(path, e))?;
-        let (path, bytes) = (path.display().to_string(), found.len());
-        if !found.is_file() {
-            return Err(Error::invalid(path, "is not a file, wanted a GGUF file"));
+        // Opening anything else may wait for ever.
+        if !std::fs::metadata(path).is_ok_and(|found| found.is_file()) {
+            return Err(Error::invalid(path.display().to_string(), "is not a file, wanted a GGUF file"));
         }
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        let path = path.display().to_string();
         let mut cursor = Cursor::new(&file, &path, bytes);
         let (tensor_count, key_count) = read_front(&mut cursor, &path)?;
         let metadata = read_keys(&mut cursor, key_count, &path)?;

@@ -161,6 +161,11 @@ impl Files {
         let metadata = &file.metadata;
         let divisors = plan.rope_factors.map(|tensor| floats(file, tensor)).transpose()?;
         let scaling = RopeScaling::read(metadata, shape, divisors.as_deref())?;
+        let said = metadata.count_or("llama.vocab_size", Some(plan.vocab_size))?;
+        if said > plan.vocab_size {
+            let wanted = format!("at most {}, the rows of token_embd.weight", plan.vocab_size);
+            return Err(metadata.corrupt("llama.vocab_size", said, &wanted));
+        }
         let vocabulary = Vocabulary::read(metadata, plan.vocab_size)?;
         let ids = SpecialIds::read(metadata, vocabulary.as_ref().map_or(plan.vocab_size, Vocabulary::len))?;
         let model = Model {
