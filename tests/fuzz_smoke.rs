@@ -102,7 +102,7 @@ fn tokenizer_and_template() {
 
 #[test]
 fn import_gguf() {
-    smoke("import_gguf", 5000);
+    smoke("import_gguf", 2000);
 }
 
 #[test]

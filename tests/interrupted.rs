@@ -26,7 +26,7 @@ const SIGTERM: i32 = 15;
 const MANY: usize = 200;
 
 fn gguf_fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/types.gguf")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf")
 }
 
 /// The files of a directory.

@@ -98,10 +98,8 @@ impl GgufFile {
 fn read_front(cursor: &mut Cursor<'_>, path: &str) -> Result<(u64, u64)> {
     let magic: [u8; 4] = cursor.array("the magic number")?;
     if magic != MAGIC {
-        let message = format!(
-            "begins with {:?}, wanted \"GGUF\" (another kind of file?)",
-            magic.escape_ascii().to_string()
-        );
+        let message =
+            format!("begins with \"{}\", wanted \"GGUF\" (another kind of file?)", magic.escape_ascii());
         return Err(Error::corrupt(path, message));
     }
     let version = cursor.u32("the version")?;
