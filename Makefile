@@ -7,6 +7,8 @@ help: ## this list
 setup: ## check what must be there and put libtorch into .libtorch
 	@scripts/setup.sh
 
+# The profile that these build anyway.
+demo bench: export CODECLLM_PROFILE = release
 demo: setup ## compress a real model, answer a question with it before and after, and print a table
 	@scripts/fetch_smollm2.sh
 	cargo run --release --example demo -- .cache/models/SmolLM2-135M-Instruct .cache/demo
@@ -32,7 +34,7 @@ soak: models ## the server under SOAK_CLIENTS (64) streaming clients for SOAK_SE
 	SOAK_SECONDS=$${SOAK_SECONDS:-600} SOAK_CLIENTS=$${SOAK_CLIENTS:-64} cargo test --test serve_soak -- --ignored --nocapture
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = open_container decode_tile decode_table parse_config tokenizer_and_template torchscript_patch
+FUZZ_TARGETS = open_container decode_tile decode_table parse_config tokenizer_and_template import_gguf torchscript_patch
 fuzz: setup ## each fuzz target for FUZZ_SECONDS; needs nightly Rust and cargo-fuzz
 	@cargo fuzz --version >/dev/null || { echo "error: cargo-fuzz is missing; install it with: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	cargo test --test fuzz_smoke -- --ignored write_corpus

@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod cuda;
 pub mod error;
+pub mod gguf;
 pub mod model;
 pub mod nn;
 mod ops;

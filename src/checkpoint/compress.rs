@@ -136,7 +136,7 @@ impl Default for CompressOptions {
 /// How far a long job is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
-    /// `measure`, `compress`, `verify` or `decompress`.
+    /// `measure`, `compress`, `verify`, `decompress` or `import`.
     pub stage: &'a str,
     /// The tensor that was just finished.
     pub tensor_path: &'a str,

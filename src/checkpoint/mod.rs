@@ -33,6 +33,7 @@ pub(crate) use matrices::{compress_matrices, MatrixToCompress};
 pub use partial::remove_unfinished;
 pub use reader::{Reader, TensorInfo};
 pub(crate) use selection::PathFilter;
+pub(crate) use snapshot::Snapshot;
 pub(crate) use stats::PRESETS;
 pub use stats::{bits_at_snr, stats, CurvePoint, StatsReport, StatsTensor, UnmetChoice};
 pub use verify::{verify, VerifyReport};

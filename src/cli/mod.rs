@@ -7,6 +7,7 @@ mod compress;
 mod decompress;
 mod device;
 mod generate;
+mod import;
 mod inspect;
 mod interrupt;
 mod model;
@@ -35,6 +36,7 @@ use output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
+  codecllm import MODEL.gguf -o MODEL_DIR              a model directory from a GGUF file
   codecllm stats MODEL_DIR                             what each choice would give; writes nothing
   codecllm compress MODEL_DIR -o OUT                   8-bit grade, the default
   codecllm compress MODEL_DIR -o OUT --bits 5.3        5.3 bits a weight, everything counted
@@ -72,6 +74,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Plan(plan::Args),
+    Import(import::Args),
     Stats(stats::Args),
     Compress(compress::Args),
     Decompress(decompress::Args),
@@ -97,6 +100,7 @@ impl Verb {
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
             Self::Plan(_)
+            | Self::Import(_)
             | Self::Stats(_)
             | Self::Compress(_)
             | Self::Decompress(_)
@@ -109,6 +113,7 @@ impl Verb {
     fn run(self, output: &Output) -> Result<()> {
         match self {
             Self::Plan(args) => plan::run(args, output),
+            Self::Import(args) => import::run(args, output),
             Self::Stats(args) => stats::run(args, output),
             Self::Compress(args) => compress::run(args, output),
             Self::Decompress(args) => decompress::run(args, output),
