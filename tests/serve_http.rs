@@ -375,7 +375,7 @@ fn a_full_queue_says_when_to_come_again() {
 fn a_client_that_leaves_frees_its_place() {
     let server = server(&["--max-batch", "1", "--context", "90000"]);
     let free = |what: &str| {
-        server.wait_for(what, |stats| stats["running"] == 0 && stats["pages"] == stats["pages_free"])
+        server.wait_for(what, |stats| stats["running"] == 0 && stats["pages"] == stats["pages_free"]);
     };
     let long = order("a", 80_000);
     let mut events = server.stream(COMPLETION, &with(long.clone(), "stream", true));

@@ -112,7 +112,7 @@ impl Answers {
         match event {
             Some(Event::Started { prompt_tokens }) => {
                 // A prompt counts once, however many choices it has.
-                if index % choices == 0 {
+                if index.is_multiple_of(choices) {
                     self.counts.prompt += prompt_tokens;
                 }
                 Ok(None)

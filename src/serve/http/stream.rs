@@ -52,7 +52,7 @@ impl Chunks {
     fn take(&mut self, news: Result<Option<(usize, News)>, ApiError>) {
         match news {
             Ok(Some((index, News::More(piece)))) => {
-                self.ready.push_back(event(self.head.piece(index, &piece)))
+                self.ready.push_back(event(self.head.piece(index, &piece)));
             }
             Ok(Some((index, News::Last(piece, reason)))) => {
                 if !piece.text.is_empty() {
