@@ -265,6 +265,21 @@ class Trouble(PageTest):
         expect(self.answer).to_have_text(TEXT)
         expect(self.note).to_be_hidden()
 
+    def test_a_late_frame_does_not_unlock_what_waits_for_the_server(self) -> None:
+        self.page.context.add_init_script(
+            "{ const frame = requestAnimationFrame; window.requestAnimationFrame = (show) => setTimeout(frame, 3000, show); }"
+        )
+        self.page.reload()
+        self.ready()
+        self.server.script.tokens = ["word "] * 2000
+        self.ask("Talk forever")
+        expect(self.answer).to_contain_text("word")
+        self.server.stop()
+        self.state("server is away")
+        expect(self.button("Try again")).to_be_disabled()
+        self.page.wait_for_timeout(3500)
+        expect(self.button("Try again")).to_be_disabled(timeout=1000)
+
     def test_an_answer_cut_without_a_reason(self) -> None:
         self.server.script.cut_after = 2
         self.ask_and_wait("Cut this")
