@@ -183,7 +183,7 @@ fn stories(count: usize) -> Vec<Story> {
         who,
         prompt: [1, 40, 7, 70, 31, 32, 33, 2][who % 8],
         joins: who * 3 / 4,
-        steps: 1 + (who * 5) % 9 + 20 * usize::from(who % 5 == 0),
+        steps: 1 + (who * 5) % 9 + 20 * usize::from(who.is_multiple_of(5)),
     };
     (0..count).map(story).collect()
 }
