@@ -95,7 +95,7 @@ pub fn estimates(shape: &ModelShape, kind: Kind, dtype: Option<SourceDtype>) -> 
     std::iter::once(Choice::dense(shape, kind)).chain(presets).collect()
 }
 
-/// As [`estimates`], with the sizes that [`checkpoint::stats`](crate::checkpoint::stats) found on samples of this model.
+/// As [`estimates`], with the sizes that [`checkpoint::stats`](crate::checkpoint::stats()) found on samples of this model.
 pub fn sampled(shape: &ModelShape, kind: Kind, stats: &StatsReport) -> Vec<Choice> {
     let of = |point: &crate::checkpoint::CurvePoint| {
         let coding = if point.choice == "lossless" { Coding::Exact } else { Coding::Grid };
