@@ -41,7 +41,7 @@ fn load_compressed(dir: &Path, kind: Kind) -> Loaded {
 fn wide_config() -> Value {
     let mut config = plain_config();
     for (name, value) in [
-        ("head_dim", 74),
+        ("head_dim", 80),
         ("hidden_size", 52),
         ("num_attention_heads", 6),
         ("num_key_value_heads", 2),
@@ -153,7 +153,7 @@ fn stories(count: usize) -> Vec<Story> {
         who,
         prompt: [1, 40, 7, 70, 31, 32, 33, 2][who % 8],
         joins: who * 3 / 4,
-        steps: 1 + (who * 5) % 9 + 20 * usize::from(who % 5 == 0),
+        steps: 1 + (who * 5) % 9 + 20 * usize::from(who.is_multiple_of(5)),
     };
     (0..count).map(story).collect()
 }
@@ -186,6 +186,23 @@ fn a_compressed_model_gives_each_sequence_the_bits_it_gets_alone() {
     }
 }
 
+/// Rows of keys that begin anywhere: what libtorch makes of them depends on where, and so only pages give what pages give.
+#[test]
+fn heads_of_any_width_get_the_same_bits_from_whatever_pages() {
+    let mut config = wide_config();
+    config["head_dim"] = 74.into();
+    let tiny = TinyLlama::new(&config, 38);
+    let loaded = load_compressed(&tiny.dir(), Kind::Float);
+    let new_cache =
+        |pages| PagedKvCache::new(loaded.model.config(), pages, Kind::Float, Device::Cpu).unwrap();
+    let stories = stories(20);
+    let got = together(&loaded.model, &stories, &mut new_cache(9));
+    for (story, got) in stories.iter().zip(got) {
+        let alone = together(&loaded.model, &[Story { joins: 0, ..*story }], &mut new_cache(4));
+        assert!(got == alone[0], "sequence {} differs from itself alone", story.who);
+    }
+}
+
 #[test]
 fn sixty_four_sequences_are_each_as_alone() {
     let tiny = TinyLlama::new(&wide_config(), 32);
@@ -201,9 +218,9 @@ fn sixty_four_sequences_are_each_as_alone() {
 fn a_real_model_gives_each_sequence_the_bits_it_gets_alone() {
     let Some(dir) = downloaded("stories15M") else { return };
     let loaded = load_compressed(&dir, Kind::Float);
-    let stories: Vec<Story> = stories(MOST)
+    let stories: Vec<Story> = stories(48)
         .into_iter()
-        .map(|story| Story { joins: story.joins / 16, steps: 2 + story.steps % 3, ..story })
+        .map(|story| Story { joins: story.joins / 16, steps: 3 + story.steps % 3, ..story })
         .collect();
     assert_same_bits(&loaded.model, Kind::Float, &stories, 200, "stories15M");
 }

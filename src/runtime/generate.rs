@@ -70,6 +70,19 @@ pub struct Generation {
 }
 
 /// A model with all that turns text into tokens and back.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
+/// let generator = Generator::open("model", &LoadOptions::default())?;
+/// let prompts = ["Once upon a time", "One day"].map(|text| Prompt::Text(text.to_owned()));
+/// let answers = generator.generate(&prompts, &GenerateOptions::default(), &mut |piece| {
+///     print!("{}", piece.text);
+///     ControlFlow::Continue(())
+/// })?;
+/// println!("{} tokens/s", answers[0].tokens_per_second);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Generator {
     model: Model,

@@ -6,6 +6,14 @@ pub fn peak_rss_bytes() -> Option<u64> {
 }
 
 /// The memory the process has resident now, bytes. `None` where the system does not say.
+///
+/// ```
+/// use codecllm::runtime::{peak_rss_bytes, rss_bytes};
+/// if let (Some(now), Some(peak)) = (rss_bytes(), peak_rss_bytes()) {
+///     assert!(0 < now && now <= peak + (1 << 20));
+/// }
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn rss_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }

@@ -6,6 +6,16 @@ use super::token_bytes::ByteTokens;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The tokenizer of a model, from its `tokenizer.json`.
+///
+/// ```no_run
+/// use codecllm::runtime::{TextStream, Tokenizer};
+/// let tokenizer = Tokenizer::from_dir("model")?;
+/// let ids = tokenizer.encode("Once upon a time", true)?;
+/// assert_eq!(tokenizer.decode(&ids)?, "Once upon a time");
+/// let mut stream = TextStream::after(&tokenizer, &ids)?;
+/// print!("{}", stream.push(29892)?);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,

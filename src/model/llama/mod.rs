@@ -11,6 +11,7 @@ mod norm;
 mod page_pool;
 mod paged_cache;
 mod paged_forward;
+mod paged_graphs;
 mod rope;
 mod step;
 mod step_graph;
@@ -37,9 +38,9 @@ use crate::nn::{BufferVersion, Embedding, Linear};
 use crate::ops::transformer::Launcher;
 
 /// Tokens of a prompt that pass through the model at once: enough for the matmuls, and a bound on memory.
-const PREFILL_TOKENS: i64 = 512;
+pub(crate) const PREFILL_TOKENS: i64 = 512;
 /// The same on a GPU, of all sequences together: a compressed weight is decoded once for each piece.
-const GPU_PREFILL_TOKENS: i64 = 8192;
+pub(crate) const GPU_PREFILL_TOKENS: i64 = 8192;
 
 /// Which positions of a forward pass get logits; the head is the widest layer of a small model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::page_pool::PagePool;
+use super::paged_graphs::PagedGraphs;
 use crate::error::{Error, Result, TorchContext};
 use crate::model::LlamaConfig;
+use crate::ops::transformer::{CachePlanes, PageTable};
 
 /// Keys and values of many sequences, in pages of [`PagedKvCache::PAGE_TOKENS`] tokens handed out from one pool allocated once.
 ///
@@ -40,6 +42,8 @@ pub struct PagedKvCache {
     device: Device,
     /// Shared with the sequences, which give their pages back; tells them from those of another cache.
     pool: Arc<Mutex<PagePool>>,
+    /// On a GPU, the captured decoding steps that write to this cache.
+    graphs: Option<Box<PagedGraphs>>,
 }
 
 /// One layer's share, both `[num_key_value_heads, slots, head_dim]`: a slot for each token of each page, in order.
@@ -83,6 +87,11 @@ fn kind_on(device: Device, kind: Kind) -> Kind {
     }
 }
 
+/// Pages that belong to nobody. On a GPU the idle rows of a captured step write to one.
+fn spare_on(device: Device) -> usize {
+    usize::from(device.is_cuda())
+}
+
 impl PagedKvCache {
     /// Tokens of a page.
     pub const PAGE_TOKENS: usize = 32;
@@ -100,13 +109,15 @@ impl PagedKvCache {
             return Err(Error::invalid("key-value cache", format!("{pages} pages, wanted 1 to {most}")));
         }
         let (shape, kind) = (Shape::of(config), kind_on(device, kind));
-        let size = [shape.kv_heads, pages * Self::PAGE_TOKENS, shape.head_dim].map(|n| n as i64);
+        let slots = (pages + spare_on(device)) * Self::PAGE_TOKENS;
+        let size = [shape.kv_heads, slots, shape.head_dim].map(|n| n as i64);
         let empty = || Tensor::f_empty(size, (kind, device)).about("key-value cache");
         let mut layers = Vec::new();
         for _ in 0..shape.layers {
             layers.push(Planes { keys: empty()?, values: empty()? });
         }
-        Ok(Self { layers, shape, kind, device, pool: Arc::new(Mutex::new(PagePool::new(pages))) })
+        let pool = Arc::new(Mutex::new(PagePool::new(pages)));
+        Ok(Self { layers, shape, kind, device, pool, graphs: None })
     }
 
     /// Bytes that one page takes in a cache made with these arguments.
@@ -129,9 +140,9 @@ impl PagedKvCache {
         lock(&self.pool).free()
     }
 
-    /// Bytes of all pages.
+    /// Bytes of all pages, and of the one more that there is on a GPU.
     pub fn bytes(&self) -> usize {
-        self.pages() * self.shape.page_bytes(self.kind)
+        (self.pages() + spare_on(self.device)) * self.shape.page_bytes(self.kind)
     }
 
     /// An empty sequence that owns pages for `tokens` tokens, no more than the model is made for; `None`, and nothing changes,
@@ -179,6 +190,30 @@ impl PagedKvCache {
         self.kind
     }
 
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
+    /// On a GPU, the page that belongs to nobody.
+    pub(super) fn spare_page(&self) -> usize {
+        self.pages()
+    }
+
+    /// Most pages that a sequence can have.
+    pub(super) fn pages_of_a_sequence(&self) -> usize {
+        Self::pages_for(self.shape.context).min(self.pages())
+    }
+
+    /// Lends the captured decoding steps, if there are any.
+    pub(super) fn take_graphs(&mut self) -> Option<Box<PagedGraphs>> {
+        self.graphs.take()
+    }
+
+    /// Keeps captured decoding steps.
+    pub(super) fn put_graphs(&mut self, graphs: Box<PagedGraphs>) {
+        self.graphs = Some(graphs);
+    }
+
     /// Writes `keys` and `values` `[num_key_value_heads, slots, head_dim]` of `layer` to `slots`.
     pub(super) fn put(
         &mut self,
@@ -186,18 +221,25 @@ impl PagedKvCache {
         slots: &Slots,
         [keys, values]: [&Tensor; 2],
     ) -> std::result::Result<(), TchError> {
-        let planes = self.planes(layer)?;
+        let planes = self.layer(layer)?;
         slots.put(&planes.keys, keys)?;
         slots.put(&planes.values, values)
     }
 
-    /// The keys and values of `layer` in `slots`, both `[1, num_key_value_heads, slots, head_dim]`.
-    pub(super) fn get(&self, layer: usize, slots: &Slots) -> std::result::Result<[Tensor; 2], TchError> {
-        let planes = self.planes(layer)?;
-        Ok([slots.get(&planes.keys)?.f_unsqueeze(0)?, slots.get(&planes.values)?.f_unsqueeze(0)?])
+    /// The keys and values of `layer` in `held`, both `[1, num_key_value_heads, tokens, head_dim]`.
+    pub(super) fn get(&self, layer: usize, held: &Held) -> std::result::Result<[Tensor; 2], TchError> {
+        let planes = self.layer(layer)?;
+        Ok([held.of(&planes.keys)?, held.of(&planes.values)?])
     }
 
-    fn planes(&self, layer: usize) -> std::result::Result<&Planes, TchError> {
+    /// All slots of one layer, for the sequences whose pages are in `table`.
+    pub(super) fn planes<'a>(&'a self, layer: usize, table: &'a Tensor) -> Result<CachePlanes<'a>> {
+        let Planes { keys, values } = self.layer(layer).about("key-value cache")?;
+        let table = PageTable { pages: table, page_tokens: Self::PAGE_TOKENS as i64 };
+        Ok(CachePlanes { keys, values, table: Some(table) })
+    }
+
+    fn layer(&self, layer: usize) -> std::result::Result<&Planes, TchError> {
         let missing = || TchError::Shape(format!("the cache has no layer {layer}"));
         self.layers.get(layer).ok_or_else(missing)
     }
@@ -246,12 +288,34 @@ impl PagedSequence {
 
     /// The slots of `count` tokens from `start` on.
     pub(super) fn slots(&self, start: usize, count: usize, device: Device) -> Result<Slots> {
-        let neighbors = self.pages.windows(2).all(|pages| pages[0] + 1 == pages[1]);
-        if neighbors {
+        if self.is_run() {
             return Ok(Slots::Run { first: self.slot(start), count: count as i64 });
         }
         let slots: Vec<i64> = (start..start + count).map(|token| self.slot(token)).collect();
         Slots::any(&slots, device)
+    }
+
+    /// Its first `tokens` tokens.
+    pub(super) fn held(&self, tokens: usize, device: Device) -> Result<Held> {
+        let count = tokens as i64;
+        if self.is_run() {
+            return Ok(Held::Run { first: self.slot(0), count });
+        }
+        let pages = self.pages.iter().take(PagedKvCache::pages_for(tokens));
+        let pages: Vec<i64> = pages.map(|&page| i64::from(page)).collect();
+        let pages =
+            Tensor::f_from_slice(&pages).and_then(|pages| pages.f_to_device(device)).about("pages")?;
+        Ok(Held::Pages { pages, count })
+    }
+
+    /// Its pages, in order.
+    pub(super) fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    /// Whether its pages lie one behind the other.
+    fn is_run(&self) -> bool {
+        self.pages.windows(2).all(|pages| pages[0] + 1 == pages[1])
     }
 }
 
@@ -261,7 +325,7 @@ impl Drop for PagedSequence {
     }
 }
 
-/// Places of tokens in the planes.
+/// Where new tokens go in the planes.
 #[derive(Debug)]
 pub(super) enum Slots {
     /// One behind the other.
@@ -290,12 +354,38 @@ impl Slots {
             }
         }
     }
+}
 
-    /// `[heads, slots, head_dim]`: a view where the slots are a run.
-    fn get(&self, plane: &Tensor) -> std::result::Result<Tensor, TchError> {
+/// What a sequence holds, its first `count` tokens.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// Its pages lie one behind the other.
+    Run {
+        /// The first slot.
+        first: i64,
+        /// Tokens.
+        count: i64,
+    },
+    /// They do not.
+    Pages {
+        /// `Int64` on the planes' device.
+        pages: Tensor,
+        /// Tokens.
+        count: i64,
+    },
+}
+
+impl Held {
+    /// `[1, heads, count, head_dim]`: a view where that is possible. The heads of a copy lie as far apart as whole pages do: the
+    /// last bits of what libtorch makes of them may depend on how they are aligned.
+    fn of(&self, plane: &Tensor) -> std::result::Result<Tensor, TchError> {
         match self {
-            Self::Run { first, count } => plane.f_narrow(1, *first, *count),
-            Self::Any(slots) => plane.f_index_select(1, slots),
+            Self::Run { first, count } => plane.f_narrow(1, *first, *count)?.f_unsqueeze(0),
+            Self::Pages { pages, count } => {
+                let (heads, _, dim) = plane.size3()?;
+                let cut = plane.f_view([heads, -1, PagedKvCache::PAGE_TOKENS as i64, dim])?;
+                cut.f_index_select(1, pages)?.f_view([1, heads, -1, dim])?.f_narrow(2, 0, *count)
+            }
         }
     }
 }

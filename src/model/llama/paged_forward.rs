@@ -3,9 +3,10 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::attention::{dot_product, Context};
-use super::paged_cache::Slots;
+use super::paged_cache::{Held, Slots};
+use super::paged_graphs::PagedGraphs;
 use super::step::Step;
-use super::{BatchScores, Llama, LogitsOf, PagedKvCache, PagedSequence, PREFILL_TOKENS};
+use super::{BatchScores, Llama, LogitsOf, PagedKvCache, PagedSequence, GPU_PREFILL_TOKENS, PREFILL_TOKENS};
 use crate::error::{Error, Result, TorchContext};
 
 type Torch<T> = std::result::Result<T, TchError>;
@@ -41,15 +42,16 @@ impl Llama {
         cache: &mut PagedKvCache,
     ) -> Result<Tensor> {
         let (seq, mut start) = (ids.numel() as i64, 0);
+        let most = if ids.device().is_cuda() { GPU_PREFILL_TOKENS } else { PREFILL_TOKENS };
         loop {
-            let length = (seq - start).min(PREFILL_TOKENS);
+            let length = (seq - start).min(most);
             let piece = ids.f_narrow(1, start, length).about("token ids")?;
             let hidden = self.embedding.try_forward(&piece)?;
             let at = (sequence.len(), length as usize);
             let step = Step::behind(&self.rope, at.0 as i64, &hidden, cache.kind())?;
             let mut context = PromptPiece {
                 new: sequence.slots(at.0, at.1, hidden.device())?,
-                all: sequence.slots(0, at.0 + at.1, hidden.device())?,
+                all: sequence.held(at.0 + at.1, hidden.device())?,
                 cache,
             };
             let hidden = self.through_layers(hidden, &step, &mut context)?;
@@ -86,29 +88,65 @@ impl Llama {
             return Err(Error::invalid("decoding step", message));
         }
         sequences.iter().try_for_each(|sequence| cache.check_room(sequence, 1))?;
+        self.check_tokens(tokens)?;
+        let scores = match PagedGraphs::fit(self, cache) {
+            true => PagedGraphs::step(self, tokens, sequences, cache)?,
+            false => self.decode_rows(tokens, sequences, cache)?,
+        };
+        sequences.iter_mut().for_each(|sequence| sequence.advance(1));
+        Ok(scores)
+    }
+
+    /// Captures the decoding steps of up to `sequences` sequences, which else happens to the first of each number: on a GPU,
+    /// where there are such.
+    ///
+    /// # Errors
+    /// What compiling the kernels and the capture report.
+    pub fn prepare_paged(&self, sequences: usize, cache: &mut PagedKvCache) -> Result<()> {
+        cache.check_model(&self.config, self.norm.device())?;
+        match PagedGraphs::fit(self, cache) {
+            true => PagedGraphs::prepare(self, sequences, cache),
+            false => Ok(()),
+        }
+    }
+
+    /// A step by tensor operators.
+    fn decode_rows(
+        &self,
+        tokens: &[u32],
+        sequences: &[&mut PagedSequence],
+        cache: &mut PagedKvCache,
+    ) -> Result<BatchScores> {
+        let device = self.norm.device();
         let ids = self.token_ids(tokens, device)?.f_unsqueeze(1).about("token ids")?;
         let hidden = self.embedding.try_forward(&ids)?;
         let positions: Vec<i64> = sequences.iter().map(|sequence| sequence.len() as i64).collect();
         let step = Step::rows(&self.rope, &positions, &hidden)?;
         let new: Vec<i64> = sequences.iter().map(|sequence| sequence.slot(sequence.len())).collect();
-        let all = sequences.iter().map(|sequence| sequence.slots(0, sequence.len() + 1, device));
+        let all = sequences.iter().map(|sequence| sequence.held(sequence.len() + 1, device));
         let mut context = Rows { new: Slots::any(&new, device)?, all: all.collect::<Result<_>>()?, cache };
         let hidden = self.through_layers(hidden, &step, &mut context)?;
-        let scores = BatchScores::new(&self.logits(&hidden, LogitsOf::Last)?)?;
-        sequences.iter_mut().for_each(|sequence| sequence.advance(1));
-        Ok(scores)
+        BatchScores::new(&self.logits(&hidden, LogitsOf::Last)?)
     }
 
-    /// `ids` as a tensor on `device`, at least one and all in the vocabulary.
-    fn token_ids(&self, ids: &[u32], device: Device) -> Result<Tensor> {
+    /// An error unless there are `ids`, all in the vocabulary.
+    fn check_tokens(&self, ids: &[u32]) -> Result<()> {
         let vocab = self.config.vocab_size;
         if ids.is_empty() {
             return Err(Error::invalid("token ids", "are none, wanted at least one"));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            let message = format!("{id}, wanted 0 to {} (vocab_size of the model)", vocab - 1);
-            return Err(Error::invalid("token ids", message));
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => {
+                let message = format!("{id}, wanted 0 to {} (vocab_size of the model)", vocab - 1);
+                Err(Error::invalid("token ids", message))
+            }
         }
+    }
+
+    /// `ids` as a tensor on `device`, at least one and all in the vocabulary.
+    fn token_ids(&self, ids: &[u32], device: Device) -> Result<Tensor> {
+        self.check_tokens(ids)?;
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         Tensor::f_from_slice(&ids).and_then(|ids| ids.f_to_device(device)).about("token ids")
     }
@@ -119,7 +157,7 @@ struct PromptPiece<'a> {
     cache: &'a mut PagedKvCache,
     /// Of the piece, and of all up to its end.
     new: Slots,
-    all: Slots,
+    all: Held,
 }
 
 impl Context for PromptPiece<'_> {
@@ -139,7 +177,7 @@ struct Rows<'a> {
     cache: &'a mut PagedKvCache,
     /// Of the new tokens, and of each sequence up to its own.
     new: Slots,
-    all: Vec<Slots>,
+    all: Vec<Held>,
 }
 
 impl Context for Rows<'_> {
@@ -152,8 +190,8 @@ impl Context for Rows<'_> {
         let [key, value] = [key, value].map(|rows| rows.f_squeeze_dim(2)?.f_transpose(0, 1));
         self.cache.put(layer, &self.new, [&key?, &value?])?;
         let mut attended = Vec::with_capacity(self.all.len());
-        for (row, slots) in self.all.iter().enumerate() {
-            let held = self.cache.get(layer, slots)?;
+        for (row, held) in self.all.iter().enumerate() {
+            let held = self.cache.get(layer, held)?;
             attended.push(dot_product(&query.f_narrow(0, row as i64, 1)?, held, step)?);
         }
         Tensor::f_cat(&attended, 0)

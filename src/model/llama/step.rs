@@ -35,7 +35,8 @@ impl Step {
     /// context.
     pub(super) fn rows(rope: &Rope, positions: &[i64], hidden: &Tensor) -> Result<Self> {
         let rope = rope.tables(positions, 1, hidden.kind(), hidden.device())?;
-        Ok(Self { rope, mask: None, causal: false, apart: true })
+        // Where a GPU takes this way, its linears make no such promise.
+        Ok(Self { rope, mask: None, causal: false, apart: !hidden.device().is_cuda() })
     }
 
     fn padded(
