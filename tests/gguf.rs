@@ -311,19 +311,19 @@ fn damage_is_named() {
     type Damage = fn(&mut Gguf);
     let cases: [(&str, ErrorKind, &str, Damage); 16] = [
         ("a missing key", ErrorKind::Corrupt, "llama.block_count is missing, wanted a number", |g| {
-            g.remove("llama.block_count")
+            g.remove("llama.block_count");
         }),
         ("a key of another type", ErrorKind::Corrupt, "llama.block_count is \"1\", wanted", |g| {
-            g.set("llama.block_count", text("1"))
+            g.set("llama.block_count", text("1"));
         }),
         ("a key twice", ErrorKind::Corrupt, "llama.block_count is there twice", |g| {
-            g.keys.push(("llama.block_count".to_owned(), u32(1)))
+            g.keys.push(("llama.block_count".to_owned(), u32(1)));
         }),
         ("more layers than there are", ErrorKind::Corrupt, "blk.1.attn_norm.weight: is missing", |g| {
-            g.set("llama.block_count", u32(2_000_000_000))
+            g.set("llama.block_count", u32(2_000_000_000));
         }),
         ("a missing tensor", ErrorKind::Corrupt, "blk.0.ffn_up.weight: is missing", |g| {
-            g.remove_tensor("blk.0.ffn_up.weight")
+            g.remove_tensor("blk.0.ffn_up.weight");
         }),
         (
             "another shape",
@@ -336,7 +336,7 @@ fn damage_is_named() {
             },
         ),
         ("a tensor twice", ErrorKind::Corrupt, "tensor output_norm.weight is there twice", |g| {
-            g.add("output_norm.weight", &[8])
+            g.add("output_norm.weight", &[8]);
         }),
         (
             "an unread type",
@@ -363,7 +363,7 @@ fn damage_is_named() {
             |g| g.tensor("blk.0.attn_v.weight").offset = Some(1 << 20),
         ),
         ("an offset in another", ErrorKind::Corrupt, "within another tensor", |g| {
-            g.tensor("blk.0.attn_v.weight").offset = Some(0)
+            g.tensor("blk.0.attn_v.weight").offset = Some(0);
         }),
         (
             "an odd offset",
@@ -372,13 +372,13 @@ fn damage_is_named() {
             |g| g.tensor("blk.0.attn_v.weight").offset = Some(3),
         ),
         ("more than there can be", ErrorKind::Corrupt, "more than can be addressed", |g| {
-            g.tensor("output_norm.weight").dimensions = vec![1 << 40, 1 << 40]
+            g.tensor("output_norm.weight").dimensions = vec![1 << 40, 1 << 40];
         }),
         ("no weights", ErrorKind::Corrupt, "output_norm.weight: has the shape [0]", |g| {
-            g.tensor("output_norm.weight").dimensions = vec![0]
+            g.tensor("output_norm.weight").dimensions = vec![0];
         }),
         ("a weight that is none", ErrorKind::Corrupt, "blk.0.attn_q.weight: has a weight that is NaN", |g| {
-            g.tensor("blk.0.attn_q.weight").data[..4].copy_from_slice(&f32::NAN.to_le_bytes())
+            g.tensor("blk.0.attn_q.weight").data[..4].copy_from_slice(&f32::NAN.to_le_bytes());
         }),
     ];
     for (what, kind, message, damage) in cases {
@@ -394,25 +394,25 @@ fn a_damaged_tokenizer_is_named() {
     let cases: [(&str, &str, Damage); 8] = [
         ("no tokens", "tokenizer.ggml.tokens is missing", |g| g.remove("tokenizer.ggml.tokens")),
         ("more tokens than rows", "is 8 tokens, wanted 1 to 7", |g| {
-            g.set("tokenizer.ggml.tokens", texts(&["a", "b", "c", "d", "e", "f", "g", "h"]))
+            g.set("tokenizer.ggml.tokens", texts(&["a", "b", "c", "d", "e", "f", "g", "h"]));
         }),
         ("a token twice", "\"a\" twice, again at 2", |g| {
-            g.set("tokenizer.ggml.tokens", texts(&["<|endoftext|>", "a", "a", "c", "ab", "<|im_end|>"]))
+            g.set("tokenizer.ggml.tokens", texts(&["<|endoftext|>", "a", "a", "c", "ab", "<|im_end|>"]));
         }),
         ("too few kinds", "tokenizer.ggml.token_type is an array of 2 numbers", |g| {
-            g.set("tokenizer.ggml.token_type", i32s(&[1, 1]))
+            g.set("tokenizer.ggml.token_type", i32s(&[1, 1]));
         }),
         ("an unknown kind", "tokenizer.ggml.token_type is an array of 6 numbers", |g| {
-            g.set("tokenizer.ggml.token_type", i32s(&[3, 1, 1, 9, 1, 3]))
+            g.set("tokenizer.ggml.token_type", i32s(&[3, 1, 1, 9, 1, 3]));
         }),
         ("a role of no token", "tokenizer.ggml.eos_token_id is 6, wanted less than 6", |g| {
-            g.set("tokenizer.ggml.eos_token_id", u32(6))
+            g.set("tokenizer.ggml.eos_token_id", u32(6));
         }),
         ("a merge of no tokens", "tokenizer.ggml.* make no tokenizer", |g| {
-            g.set("tokenizer.ggml.merges", texts(&["a x"]))
+            g.set("tokenizer.ggml.merges", texts(&["a x"]));
         }),
         ("pieces without scores", "tokenizer.ggml.scores is missing", |g| {
-            g.set("tokenizer.ggml.model", text("llama"))
+            g.set("tokenizer.ggml.model", text("llama"));
         }),
     ];
     for (what, message, damage) in cases {
@@ -486,7 +486,7 @@ fn options_that_do_not_fit_are_refused() {
     let options = ImportOptions { dtype: Some(Kind::Int), ..ImportOptions::default() };
     assert_eq!(refused_with(&Gguf::tiny(), &options).kind(), ErrorKind::InvalidArgument);
     let large = tiny_with(|gguf| {
-        gguf.tensor("blk.0.attn_q.weight").data[4..8].copy_from_slice(&1e5f32.to_le_bytes())
+        gguf.tensor("blk.0.attn_q.weight").data[4..8].copy_from_slice(&1e5f32.to_le_bytes());
     });
     let options = ImportOptions { dtype: Some(Kind::Half), ..ImportOptions::default() };
     let error = refused_with(&large, &options);

@@ -17,7 +17,7 @@ pub(super) fn widen(kind: TensorType, bytes: &[u8], out: &mut [f32]) {
         TensorType::F32 => each::<4, 1>(bytes, out, |block, out| out[0] = f32::from_le_bytes(*block)),
         TensorType::F16 => each::<2, 1>(bytes, out, |block, out| out[0] = half(block)),
         TensorType::BF16 => {
-            each::<2, 1>(bytes, out, |block, out| out[0] = bf16::from_le_bytes(*block).to_f32())
+            each::<2, 1>(bytes, out, |block, out| out[0] = bf16::from_le_bytes(*block).to_f32());
         }
         TensorType::Q4_0 => each::<18, GROUP>(bytes, out, q4_0),
         TensorType::Q4_1 => each::<20, GROUP>(bytes, out, q4_1),
