@@ -13,6 +13,7 @@ pub mod model;
 pub mod nn;
 mod ops;
 pub mod parity;
+pub mod plan;
 pub mod quantize;
 pub mod rans;
 pub mod runtime;

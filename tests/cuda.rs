@@ -6,6 +6,8 @@ mod decode_step;
 mod exact;
 #[path = "cuda/ops.rs"]
 mod ops;
+#[path = "cuda/paged.rs"]
+mod paged;
 mod tiny_llama;
 #[path = "cuda/torchscript.rs"]
 mod torchscript;

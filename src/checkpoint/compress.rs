@@ -211,6 +211,16 @@ pub struct CompressReport {
 ///
 /// `out` appears when it is complete. Peak memory is a small multiple of the largest tensor.
 ///
+/// ```no_run
+/// use codecllm::checkpoint::{compress, inspect, verify, CompressOptions, Target};
+/// let options = CompressOptions { target: Target::Bits(5.3), ..CompressOptions::default() };
+/// let report = compress("model", "out", &options, &mut |at| eprintln!("{}", at.tensor_path))?;
+/// println!("{} to {} bytes", report.original_bytes, report.compressed_bytes);
+/// assert!(verify("out", Some("model".as_ref()), &mut |_| {})?.ok);
+/// println!("{} bits a weight", inspect("out")?.bits_per_weight);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// What [`Reader`] and [`Writer`] report; `InvalidArgument` for a source that is compressed already, a pattern that
 /// matches nothing, a budget outside 2.5 to 8.5 bits, or, unless the target is lossless, a weight that is not finite (by tensor

@@ -14,8 +14,13 @@ mod model;
 mod output;
 mod parity;
 mod patch;
+mod plan;
 mod progress;
 mod selection;
+#[cfg(feature = "serve")]
+mod serve;
+mod shape;
+mod size;
 mod stats;
 mod steps;
 mod verify;
@@ -38,8 +43,10 @@ Examples:
   codecllm compress MODEL_DIR -o OUT --preset lossless every bit of every weight
   codecllm verify OUT --against MODEL_DIR              checksums, and the error against the original
   codecllm generate OUT --prompt 'Why is the sky blue?'
+  codecllm serve OUT                                   the same for many clients, as OpenAI's API
   codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
   codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
+  codecllm plan MODEL_DIR --memory 24GB                which choices fit, and how fast they would be
   codecllm patch MODEL.pt -o PATCHED.pt                the same for a TorchScript file
   codecllm parity MODEL.pt PATCHED.pt --inputs FILE    its outputs against the original's
 
@@ -66,6 +73,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Plan(plan::Args),
     Import(import::Args),
     Stats(stats::Args),
     Compress(compress::Args),
@@ -75,6 +83,8 @@ enum Verb {
     Verify(verify::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Parity(parity::Args),
     Bench(bench::Args),
 }
@@ -85,9 +95,12 @@ impl Verb {
         match self {
             Self::Generate(args) => args.device(),
             Self::Chat(args) => args.device(),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => args.device(),
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
-            Self::Import(_)
+            Self::Plan(_)
+            | Self::Import(_)
             | Self::Stats(_)
             | Self::Compress(_)
             | Self::Decompress(_)
@@ -99,6 +112,7 @@ impl Verb {
 
     fn run(self, output: &Output) -> Result<()> {
         match self {
+            Self::Plan(args) => plan::run(args, output),
             Self::Import(args) => import::run(args, output),
             Self::Stats(args) => stats::run(args, output),
             Self::Compress(args) => compress::run(args, output),
@@ -108,6 +122,8 @@ impl Verb {
             Self::Verify(args) => verify::run(args, output),
             Self::Generate(args) => generate::run(args, output),
             Self::Chat(args) => chat::run(args, output),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => serve::run(args, output),
             Self::Parity(args) => parity::run(args, output),
             Self::Bench(args) => bench::run(args, output),
         }
