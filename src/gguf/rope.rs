@@ -93,7 +93,10 @@ fn from_divisors(divisors: &[f32], shape: &Shape) -> Result<RopeScaling> {
     let largest = divisors.iter().copied().fold(0.0, f64::max);
     let matches = |scaling: &RopeScaling| {
         let expected = (0..divisors.len()).map(|pair| divisor_of(scaling, frequency(shape, pair)));
-        divisors.iter().zip(expected).all(|(got, expected)| (got - expected).abs() <= TOLERANCE * expected)
+        // A divisor of zero is near zero times anything.
+        let near =
+            |(got, expected): (&f64, f64)| *got > 0.0 && (got - expected).abs() <= TOLERANCE * expected;
+        divisors.iter().zip(expected).all(near)
     };
     let candidates = [
         Some(RopeScaling::None),
