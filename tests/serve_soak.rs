@@ -26,9 +26,18 @@ struct Load {
     /// Of the requests there are, every so many is used.
     each: usize,
     time: Duration,
-    /// From when on memory has to be flat, and how flat.
+    /// From when on memory has to be flat, and how flat. Pages of the cache take memory when they are first used, which on a busy
+    /// machine takes more than the time: so many tokens have to be answered, too.
     settled: Duration,
+    settled_tokens: u64,
     growth: f64,
+}
+
+/// A look at the server while it works.
+struct Sample {
+    at: Duration,
+    bytes: u64,
+    tokens: u64,
 }
 
 /// A request and the answer it gets alone.
@@ -149,7 +158,7 @@ fn soak(load: &Load) {
     let cases = cases(&server, load.each);
     let (end, counts) = (AtomicBool::new(false), Counts::default());
     let start = Instant::now();
-    let mut rss = Vec::new();
+    let mut samples = Vec::new();
     thread::scope(|scope| {
         let (server, cases, end, counts) = (&server, &cases, &end, &counts);
         for seed in 0..load.clients {
@@ -161,13 +170,14 @@ fn soak(load: &Load) {
         }
         while start.elapsed() < load.time && !end.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(500));
-            rss.push((start.elapsed(), server.rss_bytes()));
+            let tokens = server.stats()["completion_tokens"].as_u64().unwrap();
+            samples.push(Sample { at: start.elapsed(), bytes: server.rss_bytes(), tokens });
         }
         end.store(true, Ordering::Relaxed);
     });
-    report(load, start, &rss, &counts, &server.stats());
+    report(load, start, &samples, &counts, &server.stats());
     assert!(counts.complete.load(Ordering::Relaxed) >= load.clients, "every client was answered");
-    check_memory(load, &rss);
+    check_memory(load, &samples);
     server
         .wait_for("no place is kept", |stats| stats["running"] == 0 && stats["pages"] == stats["pages_free"]);
     assert_eq!(server.stats()["requests"]["failed"], 0);
@@ -175,24 +185,29 @@ fn soak(load: &Load) {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-fn settled(load: &Load, rss: &[(Duration, u64)]) -> (u64, u64, u64) {
-    let settled: Vec<u64> =
-        rss.iter().filter(|(at, _)| *at >= load.settled).map(|(_, bytes)| *bytes).collect();
-    (settled[0], *settled.iter().min().unwrap(), *settled.iter().max().unwrap())
+/// When memory was settled, how much it was then, and the least and the most from then on.
+fn settled(load: &Load, samples: &[Sample]) -> (Duration, u64, u64, u64) {
+    let is_settled = |sample: &&Sample| sample.at >= load.settled && sample.tokens >= load.settled_tokens;
+    let settled: Vec<&Sample> = samples.iter().filter(is_settled).collect();
+    let Some(first) = settled.first() else {
+        panic!("too slow: not {} tokens in {:?}", load.settled_tokens, load.time)
+    };
+    let bytes = || settled.iter().map(|sample| sample.bytes);
+    (first.at, first.bytes, bytes().min().unwrap(), bytes().max().unwrap())
 }
 
-fn check_memory(load: &Load, rss: &[(Duration, u64)]) {
-    let (first, least, most) = settled(load, rss);
+fn check_memory(load: &Load, samples: &[Sample]) {
+    let (at, first, least, most) = settled(load, samples);
     let flat = |bytes: u64| (bytes as f64 / first as f64 - 1.0).abs() <= load.growth;
-    assert!(flat(least) && flat(most), "{first} bytes after {:?}, then {least} to {most}", load.settled);
+    assert!(flat(least) && flat(most), "{first} bytes after {at:?}, then {least} to {most}");
 }
 
-fn report(load: &Load, start: Instant, rss: &[(Duration, u64)], counts: &Counts, stats: &Value) {
+fn report(load: &Load, start: Instant, samples: &[Sample], counts: &Counts, stats: &Value) {
     let seconds = start.elapsed().as_secs_f64();
     let mut times = counts.seconds.lock().unwrap().clone();
     times.sort_by(f64::total_cmp);
     let quantile = |q: f64| times.get(((times.len() as f64 - 1.0) * q) as usize).copied().unwrap_or(f64::NAN);
-    let (first, least, most) = settled(load, rss);
+    let (at, first, least, most) = settled(load, samples);
     eprintln!(
         "{} clients, {seconds:.0} s: {} answers as alone, {} left midway; {} tokens, {:.1} tokens/s; seconds an answer: median {:.2}, \
          99th percentile {:.2}; resident after {} s {first} bytes, then {least} to {most} ({:+.2} % to {:+.2} %)",
@@ -203,10 +218,19 @@ fn report(load: &Load, start: Instant, rss: &[(Duration, u64)], counts: &Counts,
         stats["completion_tokens"].as_f64().unwrap() / seconds,
         quantile(0.5),
         quantile(0.99),
-        load.settled.as_secs(),
+        at.as_secs(),
         (least as f64 / first as f64 - 1.0) * 100.0,
         (most as f64 / first as f64 - 1.0) * 100.0,
     );
+    eprintln!("resident MB over time: {}", course(samples));
+}
+
+/// Resident memory over time, for whoever has to find out why it grew.
+fn course(samples: &[Sample]) -> String {
+    let step = (samples.len() / 20).max(1);
+    let point = |sample: &Sample| format!("{} s {:.1}", sample.at.as_secs(), sample.bytes as f64 / 1e6);
+    let points = samples.iter().step_by(step).map(point);
+    points.collect::<Vec<_>>().join(", ")
 }
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -217,7 +241,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 #[test]
 fn many_clients_get_the_answers_they_get_alone() {
     let (time, settled) = (Duration::from_secs(20), Duration::from_secs(10));
-    soak(&Load { clients: 16, each: 6, time, settled, growth: 0.1 });
+    soak(&Load { clients: 16, each: 6, time, settled, settled_tokens: 0, growth: 0.1 });
 }
 
 #[test]
@@ -225,5 +249,13 @@ fn many_clients_get_the_answers_they_get_alone() {
 fn many_clients_for_long_get_the_answers_they_get_alone() {
     let time = Duration::from_secs(from_environment("SOAK_SECONDS", 600));
     let clients = from_environment("SOAK_CLIENTS", 64) as usize;
-    soak(&Load { clients, each: 1, time, settled: Duration::from_secs(60).min(time / 2), growth: 0.02 });
+    let settled = Duration::from_secs(60).min(time / 2);
+    soak(&Load {
+        clients,
+        each: 1,
+        time,
+        settled,
+        settled_tokens: 50 * time.as_secs().min(600),
+        growth: 0.02,
+    });
 }
