@@ -1,6 +1,7 @@
 //! Llama: embedding, layers of attention and feed-forward, norm, head.
 
 mod attention;
+mod cache_memory;
 mod decode_step;
 mod kernels;
 mod kv_cache;
