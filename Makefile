@@ -32,6 +32,7 @@ fuzz: setup ## each fuzz target for FUZZ_SECONDS; needs nightly Rust and cargo-f
 	@cargo fuzz --version >/dev/null || { echo "error: cargo-fuzz is missing; install it with: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	cargo test --test fuzz_smoke -- --ignored write_corpus
 	@for target in $(FUZZ_TARGETS); do echo "== $$target, $(FUZZ_SECONDS) s" >&2; \
+	[ $$target != torchscript_patch ] || export ASAN_OPTIONS=detect_leaks=0; \
 	LD_LIBRARY_PATH=$(CURDIR)/.libtorch/torch/lib:$(CURDIR)/.libtorch/nvidia/cu13/lib cargo +nightly fuzz run $$target $(FUZZ_FLAGS) -- \
 	-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=8192 \
 	$$([ $$target != torchscript_patch ] || echo -detect_leaks=0) || exit 1; done # libtorch leaks a zip reader for each file it refuses

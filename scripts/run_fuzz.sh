@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the fuzz targets of `make fuzz-pack` where there is no cargo: JOBS processes of each target at once, for SECONDS. What they
-# found, the last lines of their logs and the corpora as they grew are in OUTDIR/fuzz_results.tar.xz. Exit code: 0 for no finding,
-# 1 for a finding, 2 for a target that did not run.
+# found and the last lines of their logs are in OUTDIR/fuzz_results.tar.xz, the corpora as they grew in OUTDIR/fuzz_corpora.tar.xz. Exit
+# code: 0 for no finding, 1 for a finding, 2 for a target that did not run.
 set -u
 if [ $# != 3 ]; then
 	echo "usage: [T=TORCH_FOLDER] [TARGETS='decode_tile ...'] $0 SECONDS JOBS OUTDIR" >&2
@@ -22,9 +22,10 @@ mkdir -p "$work"/{logs,found,corpus,grown} && cp -r "$here/corpus/." "$work/corp
 run() {
 	local target=$1 leaks=1
 	shift
-	# libtorch leaks a zip reader for each file that it refuses.
+	# libtorch leaks a zip reader for each file that it refuses. Both: what a run leaks, and what the process has leaked at its end.
 	[ "$target" != torchscript_patch ] || leaks=0
-	"$here/bin/$target" -timeout=25 -rss_limit_mb=6144 -print_final_stats=1 -detect_leaks=$leaks "$@"
+	ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=$leaks \
+		"$here/bin/$target" -timeout=25 -rss_limit_mb=6144 -print_final_stats=1 -detect_leaks=$leaks "$@"
 }
 
 # One process of a target; after a finding another one, for the rest of the time.
@@ -50,11 +51,9 @@ for target in $targets; do
 done
 wait
 
-# Merges what the processes of a target gathered, and adds up what they did.
+# What the processes of a target did, all together.
 summarize() {
 	local target=$1 runs=0 own coverage log
-	mkdir -p "$work/grown/$target"
-	run "$target" -merge=1 "$work/grown/$target" "$work/corpus/$target" >"$work/logs/$target-merge.log" 2>&1
 	for log in "$work/logs/$target"-[0-9]*.log; do
 		own=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
 		if [ -z "$own" ]; then
@@ -64,8 +63,7 @@ summarize() {
 		runs=$((runs + ${own:-0}))
 	done
 	coverage=$(cat "$work/logs/$target"-[0-9]*.log | sed -n 's/.* cov: \([0-9]*\) .*/\1/p' | sort -n | tail -n 1)
-	echo "$target: $runs runs in $jobs x $seconds s, coverage ${coverage:-0}, corpus $(find "$work/grown/$target" -type f | wc -l)," \
-		"found $(find "$work/found" -name "$target-*" | wc -l)"
+	echo "$target: $runs runs in $jobs x $seconds s, coverage ${coverage:-0}, found $(find "$work/found" -name "$target-*" | wc -l)"
 }
 
 for target in $targets; do summarize "$target"; done | tee "$work/summary.txt"
@@ -73,5 +71,12 @@ for log in "$work"/logs/*.log; do tail -n 80 "$log" >"$log.end" && mv "$log.end"
 code=0
 ! grep -q '^BROKEN' "$work/summary.txt" || code=2
 [ -z "$(ls "$work/found")" ] || code=1
-tar -C "$work" -cJf "$out/fuzz_results.tar.xz" summary.txt logs found grown && rm -rf "$work"
+# First what was found: making the corpora small may take longer than the caller waits.
+tar -C "$work" -cJf "$out/fuzz_results.tar.xz" summary.txt logs found
+for target in $targets; do
+	mkdir -p "$work/grown/$target"
+	TMPDIR=$work/tmp run "$target" -merge=1 "$work/grown/$target" "$work/corpus/$target" >"$work/logs/$target-merge.log" 2>&1 &
+done
+wait
+tar -C "$work" -cJf "$out/fuzz_corpora.tar.xz" grown && rm -rf "$work"
 exit $code
