@@ -100,7 +100,8 @@ impl Error {
         let text = source.to_string();
         let first = text.lines().next().unwrap_or_default();
         // libtorch says how much it was asked for and, of a GPU, how much is free.
-        let (kind, message) = match first.contains("out of memory") || first.contains("can't allocate memory") {
+        let (kind, message) = match first.contains("out of memory") || first.contains("can't allocate memory")
+        {
             true => (
                 ErrorKind::OutOfMemory,
                 format!("{first} (take less context, fewer bits a weight, or another device)"),

@@ -1,4 +1,5 @@
-//! How threads share a loop (`ops::parallel`), in every order in which they can run: loom tries them all.
+//! How threads share a loop (`ops::parallel`), in the orders in which they can run: loom tries them, with every value that an
+//! atomic may show.
 
 #[path = "../src/ops/parallel/claims.rs"]
 mod claims;
@@ -13,12 +14,13 @@ fn take_all(claims: &Claims) -> Vec<usize> {
     std::iter::from_fn(|| Some(claims.claim()).filter(|claimed| !claimed.is_empty())).flatten().collect()
 }
 
-fn every_index_is_claimed_once(count: usize, threads: usize) {
+/// `runs_for`: the number of threads that runs are cut for; fewer than there are makes them long.
+fn every_index_is_claimed_once(count: usize, threads: usize, runs_for: usize) {
     let mut model = loom::model::Builder::new();
-    // With three threads all orders are too many; four switches where nobody waits are what races need.
-    model.preemption_bound = (threads > 2).then_some(4);
+    // All orders are too many; races need few switches where nobody waits.
+    model.preemption_bound = Some(3);
     model.check(move || {
-        let claims = Arc::new(Claims::new(count, threads));
+        let claims = Arc::new(Claims::new(count, runs_for));
         let spawn = |_| {
             let claims = claims.clone();
             thread::spawn(move || take_all(&claims))
@@ -32,15 +34,21 @@ fn every_index_is_claimed_once(count: usize, threads: usize) {
 }
 
 #[test]
-fn two_threads_share_runs_and_single_indices() {
-    for count in [0, 1, 2, 3, 20] {
-        every_index_is_claimed_once(count, 2);
+fn two_threads_share_single_indices() {
+    for count in 0..4 {
+        every_index_is_claimed_once(count, 2, 2);
     }
 }
 
 #[test]
+fn two_threads_share_runs() {
+    // Runs of 2, 1, 1, 1 and so on.
+    every_index_is_claimed_once(8, 2, 1);
+}
+
+#[test]
 fn three_threads_share_a_few() {
-    for count in [1, 2, 4] {
-        every_index_is_claimed_once(count, 3);
+    for count in 1..3 {
+        every_index_is_claimed_once(count, 3, 3);
     }
 }

@@ -46,7 +46,11 @@ fn grids_come_back_from_every_decoder() {
             view.verify_checksum().unwrap();
             assert_eq!(decode_grid_reference(&view).unwrap(), values);
             for level in Level::available() {
-                assert_eq!(decode_grid(&view, Some(level)).unwrap(), values, "{layout:?} {shape:?} {level:?}");
+                assert_eq!(
+                    decode_grid(&view, Some(level)).unwrap(),
+                    values,
+                    "{layout:?} {shape:?} {level:?}"
+                );
             }
         }
     }
@@ -59,14 +63,24 @@ fn floats_come_back_from_every_decoder() {
         for shape in SHAPES {
             let exponent = |rng: &mut StdRng| if layout == Layout::ExactBf16 { 0x3F80 } else { 0x3C00 } - rng.random_range(0..0x800);
             let halves: Vec<u16> = (0..shape[0] * shape[1])
-                .map(|n| if n % 40 == 39 { rng.random() } else { exponent(&mut rng) | rng.random::<u16>() & 0x8000 })
+                .map(|n| {
+                    if n % 40 == 39 {
+                        rng.random()
+                    } else {
+                        exponent(&mut rng) | rng.random::<u16>() & 0x8000
+                    }
+                })
                 .collect();
             let options = EncodeOptions { layout, ..EncodeOptions::default() };
             let buffers = encode_exact("w", &halves, shape, dtype, options).unwrap();
             let view = buffers.view("w").unwrap();
             assert_eq!(decode_bits_reference(&view).unwrap(), halves);
             for level in Level::available() {
-                assert_eq!(decode_bits(&view, Some(level)).unwrap(), halves, "{layout:?} {shape:?} {level:?}");
+                assert_eq!(
+                    decode_bits(&view, Some(level)).unwrap(),
+                    halves,
+                    "{layout:?} {shape:?} {level:?}"
+                );
             }
         }
     }

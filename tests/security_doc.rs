@@ -31,7 +31,8 @@ fn tests() -> Vec<String> {
         let mut lines = source.lines().map(str::trim);
         while lines.by_ref().any(|line| line == "#[test]") {
             // Other attributes may stand between.
-            let name = lines.by_ref().find_map(|line| line.strip_prefix("fn ")).expect("a test has a function");
+            let name =
+                lines.by_ref().find_map(|line| line.strip_prefix("fn ")).expect("a test has a function");
             names.push(name.split('(').next().unwrap().to_owned());
         }
     }
@@ -41,9 +42,14 @@ fn tests() -> Vec<String> {
 /// The rows of the first table, without its head: their cells.
 fn attacks() -> Vec<[String; 3]> {
     let page = text("docs/security.md");
-    let rows = page.lines().skip_while(|line| !line.starts_with('|')).skip(2).take_while(|line| line.starts_with('|'));
+    let rows = page
+        .lines()
+        .skip_while(|line| !line.starts_with('|'))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
     rows.map(|row| {
-        let cells: Vec<String> = row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+        let cells: Vec<String> =
+            row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
         cells.try_into().unwrap_or_else(|_| panic!("three cells are wanted: {row}"))
     })
     .collect()
@@ -83,7 +89,13 @@ fn every_test_in_the_table_of_attacks_exists() {
 #[test]
 fn what_is_not_there_is_noticed() {
     let tests = tests();
-    for there in ["tests/security_doc.rs", "what_is_not_there_is_noticed", "what_is_not...", "decode_tile", "make fuzz"] {
+    for there in [
+        "tests/security_doc.rs",
+        "what_is_not_there_is_noticed",
+        "what_is_not...",
+        "decode_tile",
+        "make fuzz",
+    ] {
         assert!(is_there(there, &tests), "{there}");
     }
     for missing in ["tests/security_docs.rs", "what_is_not", "what_is_gone...", "decode_tiles", "make fuz"] {

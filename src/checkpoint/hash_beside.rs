@@ -93,7 +93,11 @@ mod tests {
         let mut calls = 0;
         let result = read_hashed(&mut data, &mut [&mut Xxh3::new()], |_| {
             calls += 1;
-            if calls == 3 { Err(Error::truncated("w", "ends")) } else { Ok(()) }
+            if calls == 3 {
+                Err(Error::truncated("w", "ends"))
+            } else {
+                Ok(())
+            }
         });
         assert_eq!((result.unwrap_err().subject(), calls), ("w", 3));
     }

@@ -12,7 +12,11 @@ const SHAPE: [usize; 2] = [70, 130];
 fn value(n: usize) -> i16 {
     let hash = (n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
     let small = (hash % 31) as i16 - 15;
-    if n % 50 == 49 { small * 900 } else { small }
+    if n % 50 == 49 {
+        small * 900
+    } else {
+        small
+    }
 }
 
 /// Calls `work` with a weight of several bands, and with its values times their scales.
@@ -20,7 +24,8 @@ fn with_weight(layout: Layout, work: impl Fn(&WeightRef, &[f32])) {
     let [rows, cols] = SHAPE;
     let values: Vec<i16> = (0..rows * cols).map(value).collect();
     let scales: Vec<bf16> = (0..rows).map(|row| bf16::from_f32(1.0 + row as f32 / 64.0)).collect();
-    let options = EncodeOptions { layout, tile: Some(TileShape { rows: 16, cols: 64 }), ..EncodeOptions::default() };
+    let options =
+        EncodeOptions { layout, tile: Some(TileShape { rows: 16, cols: 64 }), ..EncodeOptions::default() };
     let buffers = encode("w", &values, SHAPE, &scales, SourceDtype::F32, options).unwrap();
     let view = buffers.view("w").unwrap();
     let (tables, scales) = (DecodeTables::new(&view).unwrap(), view.scales().unwrap());

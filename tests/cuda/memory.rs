@@ -28,7 +28,8 @@ fn take_nearly_all() -> Vec<Tensor> {
 /// The number between `before` and `after` in the error's text.
 fn number(error: &Error, before: &str, after: &str) -> u64 {
     let text = error.to_string();
-    let number = text.split_once(before).and_then(|(_, rest)| rest.split_once(after)).map(|(number, _)| number);
+    let number =
+        text.split_once(before).and_then(|(_, rest)| rest.split_once(after)).map(|(number, _)| number);
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {before}N{after} in {text}"))
 }
 

@@ -59,7 +59,8 @@ impl KvCache {
         }
         let kind = if device == Device::Cpu { Kind::Float } else { kind };
         let shape = [batch, config.num_key_value_heads, capacity, config.head_dim].map(|n| n as i64);
-        let plane_bytes = shape.iter().fold(kind.elt_size_in_bytes(), |bytes, &n| bytes.saturating_mul(n as usize));
+        let plane_bytes =
+            shape.iter().fold(kind.elt_size_in_bytes(), |bytes, &n| bytes.saturating_mul(n as usize));
         let memory = CacheMemory {
             unit: if batch == 1 { "tokens" } else { "tokens of each sequence" },
             count: capacity,
