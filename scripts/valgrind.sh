@@ -9,8 +9,12 @@ if ! command -v valgrind >/dev/null; then
     exit 1
 fi
 
-# What crosses the boundary between Rust and C++: TorchScript, the operators, libtorch's threads, storages.
-tests=(torchscript compressed_linear)
+# What crosses the boundary between Rust and C++: TorchScript, the operators, libtorch's threads, storages. Not the tests that go through
+# every fixture: they take hours here.
+tests=(
+    a_module_without_linears a_patched_module_is_refused a_weight_that_is_read_otherwise compressed_data_are_byte_buffers damaged_buffers
+    modules_of_one_class shared_weights swapped_buffers two_threads_run what_is_not_a_module
+)
 unit_tests=(torchscript:: nn::operator ops::tests)
 
 # The path of a test binary, built if need be.
@@ -26,5 +30,5 @@ check() {
     valgrind --quiet --error-exitcode=9 --suppressions=scripts/valgrind.supp --num-callers=25 "$@"
 }
 
-for test in "${tests[@]}"; do check "$(binary --test "$test")" --test-threads=1 "$@"; done
-for filter in "${unit_tests[@]}"; do check "$(binary --lib)" --test-threads=1 "$filter"; done
+check "$(binary --lib)" --test-threads=1 "${unit_tests[@]}"
+check "$(binary --test torchscript)" --test-threads=1 "${@:-${tests[@]}}"

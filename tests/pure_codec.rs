@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 /// One weight, ragged edges, whole lanes, absent lanes, whole groups, and several tiles.
 const SHAPES: [[usize; 2]; 6] = [[1, 1], [13, 77], [16, 32], [16, 64], [5, 130], [35, 200]];
 /// Miri takes some thousand times as long.
-const DAMAGED: usize = if cfg!(miri) { 40 } else { 4000 };
+const DAMAGED: usize = if cfg!(miri) { 24 } else { 4000 };
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
