@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models fixtures demo test kill-test soak fuzz test-cuda test-cuda-binary check package bench bench-cuda doc clean-cache
+.PHONY: help setup models fixtures demo test kill-test soak fuzz fuzz-pack miri valgrind test-cuda test-cuda-binary check package bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,9 +39,30 @@ fuzz: setup ## each fuzz target for FUZZ_SECONDS; needs nightly Rust and cargo-f
 	@cargo fuzz --version >/dev/null || { echo "error: cargo-fuzz is missing; install it with: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	cargo test --test fuzz_smoke -- --ignored write_corpus
 	@for target in $(FUZZ_TARGETS); do echo "== $$target, $(FUZZ_SECONDS) s" >&2; \
+	[ $$target != torchscript_patch ] || export ASAN_OPTIONS=detect_leaks=0; \
 	LD_LIBRARY_PATH=$(CURDIR)/.libtorch/torch/lib:$(CURDIR)/.libtorch/nvidia/cu13/lib cargo +nightly fuzz run $$target $(FUZZ_FLAGS) -- \
 	-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=8192 \
 	$$([ $$target != torchscript_patch ] || echo -detect_leaks=0) || exit 1; done # libtorch leaks a zip reader for each file it refuses
+
+fuzz-pack: setup ## the fuzz targets, stripped, with their seeds and scripts/run_fuzz.sh: target/fuzz.txz, for a machine without cargo
+	cargo test --test fuzz_smoke -- --ignored write_corpus
+	cargo +nightly fuzz build
+	@rm -rf target/fuzz-pack && mkdir -p target/fuzz-pack/bin && cp -r fuzz/corpus scripts/run_fuzz.sh target/fuzz-pack
+	@for target in $(FUZZ_TARGETS); do strip -o target/fuzz-pack/bin/$$target fuzz/target/*/release/$$target || exit 1; done
+	@tar -C target/fuzz-pack -c . | xz -9 -T1 > target/fuzz.txz && ls -l target/fuzz.txz
+	@echo "there: mkdir fuzz && tar -C fuzz -xJf fuzz.txz && T=TORCH fuzz/run_fuzz.sh SECONDS JOBS OUTDIR"
+
+# Without libtorch: nothing of it is built, and what would call it is not run.
+# Tree borrows, and no word about leaks and casts: rayon's threads never end, and its queues are not made for the stricter rules.
+MIRI = MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-ignore-leaks" cargo +nightly miri test --no-default-features --features torch-sys/doc-only
+MIRI_TESTS = rans:: tile:: quantize:: ops::tests cuda::at_once cuda::slots
+miri: ## the codec and what its threads share under Miri; needs nightly Rust with the components miri and rust-src
+	PROPTEST_CASES=4 $(MIRI) --lib -- $(MIRI_TESTS)
+	$(MIRI) --test pure_codec
+	RUSTFLAGS="-Ctarget-feature=+avx2,+fma,+f16c" $(MIRI) --target-dir target/miri-avx2 --test pure_codec
+
+valgrind: fixtures ## the C++ shim and its tests under valgrind's memcheck
+	scripts/valgrind.sh
 
 test-cuda: models ## the tests that need a GPU; they skip, with a message, where there is none
 	cargo test --test cuda -- --test-threads=1 --nocapture

@@ -17,6 +17,9 @@ pub enum ErrorKind {
     Unsupported,
     /// The caller asked for something impossible.
     InvalidArgument,
+    /// Memory of the host or of a GPU is too short: the message says how much was needed and what there is. What was begun is
+    /// given back, and the process can go on with less.
+    OutOfMemory,
     /// libtorch reported an error.
     Torch,
     /// The CUDA driver or the kernel compiler reported an error.
@@ -91,17 +94,31 @@ impl Error {
         Self::new(ErrorKind::InvalidArgument, subject, message)
     }
 
-    /// An [`ErrorKind::Torch`] error: libtorch failed while working on `subject`.
+    /// An [`ErrorKind::Torch`] error: libtorch failed while working on `subject`. [`ErrorKind::OutOfMemory`] where it says that.
     pub fn torch(subject: impl Into<String>, source: tch::TchError) -> Self {
         // libtorch appends a C++ backtrace after its first line; the cause is the first line.
         let text = source.to_string();
         let first = text.lines().next().unwrap_or_default();
-        // libtorch says how much was needed and how much is free.
-        let message = match first.contains("out of memory") || first.contains("can't allocate memory") {
-            true => format!("{first} (take less context, fewer bits a weight, or another device)"),
-            false => first.to_owned(),
+        // libtorch says how much it was asked for and, of a GPU, how much is free.
+        let (kind, message) = match first.contains("out of memory") || first.contains("can't allocate memory")
+        {
+            true => (
+                ErrorKind::OutOfMemory,
+                format!("{first} (take less context, fewer bits a weight, or another device)"),
+            ),
+            false => (ErrorKind::Torch, first.to_owned()),
         };
-        Self::new(ErrorKind::Torch, subject, message).with_source(source)
+        Self::new(kind, subject, message).with_source(source)
+    }
+
+    /// An [`ErrorKind::OutOfMemory`] error with `need` in front of its message, any other as it is. `need` says what all of the
+    /// work takes and what there is: libtorch knows only of the one tensor that it was asked for.
+    #[must_use]
+    pub(crate) fn with_need(mut self, need: impl FnOnce() -> String) -> Self {
+        if self.kind == ErrorKind::OutOfMemory {
+            self.message = format!("{}: {}", need(), self.message);
+        }
+        self
     }
 
     /// The kind of error.
@@ -175,8 +192,13 @@ mod tests {
         );
         let first = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.50 GiB free.";
         let torch = tch::TchError::Torch(format!("{first}\nException raised from malloc"));
-        let error = Error::torch("model.norm.weight", torch).to_string();
+        let error = Error::torch("model.norm.weight", torch);
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        let error = error.with_need(|| "the weights need 9 bytes".to_owned()).to_string();
+        assert!(error.starts_with("model.norm.weight: the weights need 9 bytes: "), "{error}");
         assert!(error.contains(&format!("{first} (take less context")), "{error}");
         assert!(!error.contains("Exception"), "{error}");
+        let other = Error::invalid("x", "is 1").with_need(|| "unasked".to_owned());
+        assert_eq!(other.to_string(), "x: is 1");
     }
 }

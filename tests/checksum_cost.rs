@@ -1,4 +1,4 @@
-//! What checksums cost: loading from a disk takes at most a fifth longer with them.
+//! What checksums cost: loading takes at most a fifth longer with them, from a disk and from a file that is in memory already.
 
 mod tiny_llama;
 
@@ -16,7 +16,7 @@ const MOST: f64 = 1.2;
 
 #[test]
 #[ignore = "measures time: run it alone, with --nocapture"]
-fn checksums_cost_at_most_a_fifth_of_loading_from_disk() {
+fn checksums_cost_at_most_a_fifth_of_loading() {
     let Some(source) = downloaded("SmolLM2-135M-Instruct") else { return };
     let parent = tempfile::tempdir().unwrap();
     let mut worst = 0f64;
@@ -44,8 +44,7 @@ fn checksums_cost_at_most_a_fifth_of_loading_from_disk() {
             }
             let ratio = with.as_secs_f64() / without.as_secs_f64();
             println!("{target}, from {from}: {bytes} bytes in {with:?} with checksums, {without:?} without: {ratio:.3}");
-            // Where the file is in memory already, reading is as fast as memory is, and so is hashing: that is printed, not promised.
-            worst = worst.max(if forget { ratio } else { 0.0 });
+            worst = worst.max(ratio);
         }
     }
     assert!(worst <= MOST, "{worst:.3}");

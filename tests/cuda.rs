@@ -4,6 +4,8 @@
 mod decode_step;
 #[path = "cuda/exact.rs"]
 mod exact;
+#[path = "cuda/memory.rs"]
+mod memory;
 #[path = "cuda/ops.rs"]
 mod ops;
 #[path = "cuda/paged.rs"]

@@ -309,6 +309,22 @@ fn follows_its_varstore_to_another_dtype() {
 }
 
 #[test]
+fn a_cache_without_room_says_what_it_needs() {
+    let config = LlamaConfig::from_json(&full_config().to_string(), "config.json").unwrap();
+    // More than there are addresses for.
+    let batch = 1 << 40;
+    let error = KvCache::new(&config, batch, 2048, Kind::Float, Device::Cpu).unwrap_err();
+    assert_eq!((error.kind(), error.subject()), (ErrorKind::OutOfMemory, "key-value cache"), "{error}");
+    // Keys and values of two layers: two heads of eight elements of four bytes.
+    let needed = batch * 2048 * 2 * 2 * 2 * 8 * 4;
+    let text = error.to_string();
+    assert!(text.contains(&format!("needs {needed} bytes for 2048 tokens of each sequence: ")), "{text}");
+    assert!(text.contains("take less context"), "{text}");
+    // The process goes on.
+    assert_eq!(KvCache::new(&config, 1, 2048, Kind::Float, Device::Cpu).unwrap().capacity(), 2048);
+}
+
+#[test]
 fn what_does_not_fit_the_cache_is_an_error() {
     let tiny = TinyLlama::new(&plain_config(), 8);
     let model = load(&tiny, Kind::Float).model;

@@ -16,7 +16,7 @@ use codecllm::codec::{
 use forge::forge;
 
 /// A few bytes may stand for a matrix of any size; one of this many weights is decoded in no time.
-const MOST_WEIGHTS: usize = 1 << 20;
+const MOST_WEIGHTS: usize = if cfg!(miri) { 1 << 13 } else { 1 << 20 };
 
 pub fn run(data: &[u8]) {
     let Some(buffers) = parse(data) else { return };
@@ -37,7 +37,10 @@ fn decode(view: &View) {
             if is_grid { decode_grid(view, Some(level)).map(bits) } else { decode_bits(view, Some(level)) };
         assert_eq!(got.ok(), reference.as_ref().ok().cloned(), "{level:?}");
     }
-    let _ = decompress_view(view);
+    // Miri has no libtorch, and this gives a tensor.
+    if cfg!(not(miri)) {
+        let _ = decompress_view(view);
+    }
 }
 
 fn parse(data: &[u8]) -> Option<Buffers> {

@@ -9,6 +9,7 @@ mod compress;
 mod container;
 mod decompress;
 mod files;
+mod hash_beside;
 mod header;
 mod inspect;
 mod loaded;

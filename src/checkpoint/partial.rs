@@ -89,7 +89,9 @@ impl Drop for Partial {
 /// Removes what the [`Writer`](super::Writer)s of this process have not finished. For the thread of a program that answers
 /// signals, just before it ends the process: a writer still at work fails.
 pub fn remove_unfinished() {
-    for path in std::mem::take(&mut *unfinished()) {
+    // Held over the removal too, or a writer could publish what is half removed.
+    let mut unfinished = unfinished();
+    for path in std::mem::take(&mut *unfinished) {
         // A writer may add a file meanwhile, so that the directory is not empty when its turn comes.
         let mut attempts = 0..ATTEMPTS;
         while fs::remove_dir_all(&path).is_err() && attempts.next().is_some() {}

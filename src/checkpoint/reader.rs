@@ -10,14 +10,12 @@ use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::container::TENSOR_KEY;
+use super::hash_beside::read_hashed;
 use super::header::read_header;
 use super::snapshot::Snapshot;
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::codec::Checksums;
 use crate::error::{Error, ErrorKind, Result, TorchContext};
-
-/// What is read at a time: a part of a core's second cache.
-const PIECE_BYTES: usize = 1 << 16;
 
 /// What a checkpoint says about one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,27 +228,25 @@ impl Reader {
             .ok_or_else(|| Error::invalid(name, format!("no such tensor in {}", self.dir.display())))
     }
 
-    /// Reads a tensor's bytes. What is hashed is hashed while it is in the processor's cache.
-    fn fill(&self, name: &str, entry: &Entry, data: &mut [u8], mut hasher: Option<&mut Xxh3>) -> Result<()> {
+    /// Reads a tensor's bytes, and compares their checksum where it has one of its own.
+    fn fill(&self, name: &str, entry: &Entry, data: &mut [u8], hasher: Option<&mut Xxh3>) -> Result<()> {
         let path = &entry.info.file;
         let Some(file) = self.files.get(entry.shard) else {
             return Err(Error::corrupt(name, format!("{} is not open", path.display())));
         };
         let wanted = self.metadata.get(&format!("{TENSOR_KEY}{name}")).filter(|_| self.checksums.verify());
         let mut own = wanted.map(|wanted| (wanted, Xxh3::new()));
+        let mut hashers: Vec<&mut Xxh3> = own.iter_mut().map(|(_, own)| own).chain(hasher).collect();
         let (mut offset, length) = (entry.offset, data.len());
-        for piece in data.chunks_mut(PIECE_BYTES) {
+        read_hashed(data, &mut hashers, |piece| {
             file.read_exact_at(piece, offset).map_err(|e| {
                 let error = Error::io(path, e);
                 let message = format!("needs {length} bytes: {error}");
                 Error::new(error.kind(), name, message).with_source(error)
             })?;
             offset += piece.len() as u64;
-            own.iter_mut()
-                .map(|(_, own)| own)
-                .chain(hasher.as_deref_mut())
-                .for_each(|hasher| hasher.update(piece));
-        }
+            Ok(())
+        })?;
         match own.map(|(wanted, own)| (wanted, format!("{:016x}", own.digest()))) {
             Some((wanted, got)) if *wanted != got => {
                 Err(Error::corrupt(name, format!("checksum {got}, wanted {wanted} (file damaged?)")))

@@ -9,7 +9,7 @@ use super::fragments::{decode_fragments, spread, Fragments, TileJob, TileTable, 
 use super::half_kind::HalfKind;
 use super::reference::{check_layout, decode_tile_reference};
 use super::tile_payload::{Predictor, TileSections};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::rans::simd::EntryTable;
 use crate::rans::LANES;
 use crate::tile::raw_bits::MAX_RAW_BITS;
@@ -211,7 +211,8 @@ fn decode_values(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
 pub(super) fn zeros<T: Clone + Default>(len: usize, subject: &str) -> Result<Vec<T>> {
     let mut values = Vec::new();
     values.try_reserve_exact(len).map_err(|e| {
-        Error::invalid(subject, format!("decoding it needs room for {len} weights: {e}")).with_source(e)
+        let message = format!("decoding it needs room for {len} weights: {e}");
+        Error::new(ErrorKind::OutOfMemory, subject, message).with_source(e)
     })?;
     values.resize(len, T::default());
     Ok(values)

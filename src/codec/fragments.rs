@@ -98,12 +98,12 @@ pub(super) fn decode_fragments(
     words.fill(job);
     match level {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Level::detect` found AVX-512 F, BW and VL.
+        // SAFETY: `words` was filled for this job above; a decoder has this level only where `Level::detect` found AVX-512 F, BW and VL.
         Level::Avx512 => unsafe { decode_avx512(job, &words.0, sink) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Level::detect` found AVX2.
+        // SAFETY: `words` was filled for this job above; a decoder has this level only where `Level::detect` found AVX2.
         Level::Avx2 => unsafe { decode_avx2(job, &words.0, sink) },
-        // SAFETY: needs no instruction beyond the baseline.
+        // SAFETY: `words` was filled for this job above; needs no instruction beyond the baseline.
         _ => unsafe { decode_tile::<crate::rans::simd::portable::Portable>(job, &words.0, sink) },
     }
 }
@@ -147,8 +147,9 @@ unsafe fn decode_tile<V: U32x32>(job: &TileJob, words: &[u8], sink: &mut dyn Til
             }
         } else {
             let lanes = PresentLanes::of(&group);
-            // SAFETY: `own` holds the raw bits of all present lanes; the lanes' offsets stay inside `words` since
-            // the buffer has room for a word a step.
+            // SAFETY: `own` is `group_bytes` long, which for a group of whole lanes is all words of its present lanes; a lane starts
+            // inside the tile's words and moves by at most a word a step, and behind those words `words` has room for a word of every
+            // step of the tile and for the window, so a lane of a damaged tile stays inside too.
             unsafe {
                 raw_registers::<V>(&parts, own, &lanes, &mut fragments);
                 if let Some(table) = &job.table {
@@ -188,7 +189,8 @@ unsafe fn whole_lanes<V: U32x32>(
     offsets: &mut LaneArray,
     fragments: &mut Fragments,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: the table outlives `constants`, which does not leave this function; `present` has 32 integers; `words` is the caller's word,
+    // as are the instructions.
     unsafe {
         let constants = StepConstants::<V>::new(table.entries);
         let mut vectors = LaneVectors::<V>::new(states, offsets);
@@ -202,6 +204,8 @@ unsafe fn whole_lanes<V: U32x32>(
     }
 }
 
+/// # Safety
+/// As [`whole_lanes`]; `constants` are of a table that is alive.
 #[inline(always)]
 unsafe fn pop_group<V: U32x32>(
     classes: Classes,
@@ -211,7 +215,7 @@ unsafe fn pop_group<V: U32x32>(
     active: Option<V::Mask>,
     fragments: &mut Fragments,
 ) {
-    // SAFETY: the caller's; registers and lanes are in range.
+    // SAFETY: the three have this function's own contract.
     unsafe {
         match classes {
             Classes::Fast { raw_bits } => pop_fast(constants, words, vectors, active, raw_bits, fragments),
@@ -240,6 +244,9 @@ unsafe fn merge<V: U32x32>(register: &mut [u32; LANES], bits: V, active: Option<
 }
 
 /// Eight symbols of four 2-bit classes.
+///
+/// # Safety
+/// As [`pop_group`].
 #[inline(always)]
 unsafe fn pop_fast<V: U32x32>(
     constants: &StepConstants<V>,
@@ -249,7 +256,8 @@ unsafe fn pop_fast<V: U32x32>(
     raw_bits: u32,
     fragments: &mut Fragments,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: a window of two words is opened before every second step, while the lanes' offsets are inside `words`; the indices into
+    // `fragments` are checked. The rest is the caller's word.
     unsafe {
         let (class, shift, two) = (V::splat(0x0003_0003), V::splat(raw_bits), V::splat(2));
         for symbol in 0..LANE_WEIGHTS / 4 {
@@ -266,6 +274,9 @@ unsafe fn pop_fast<V: U32x32>(
 }
 
 /// 32 symbols of one weight.
+///
+/// # Safety
+/// As [`pop_group`].
 #[inline(always)]
 unsafe fn pop_small<V: U32x32>(
     constants: &StepConstants<V>,
@@ -275,7 +286,8 @@ unsafe fn pop_small<V: U32x32>(
     raw_bits: u32,
     fragments: &mut Fragments,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: a window of two words is opened before every second step, while the lanes' offsets are inside `words`; the indices into
+    // `fragments` are checked. The rest is the caller's word.
     unsafe {
         let (low, high, sign) = (V::splat(0xF), V::splat(0x70), V::splat(0x8000));
         let (twelve, four, shift) = (V::splat(12), V::splat(4), V::splat(raw_bits));
@@ -295,6 +307,9 @@ unsafe fn pop_small<V: U32x32>(
 }
 
 /// 16 symbols of two exponents.
+///
+/// # Safety
+/// As [`pop_group`].
 #[inline(always)]
 unsafe fn pop_exponents<V: U32x32>(
     constants: &StepConstants<V>,
@@ -305,7 +320,8 @@ unsafe fn pop_exponents<V: U32x32>(
     first: u32,
     fragments: &mut Fragments,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: a window of two words is opened before every second step, while the lanes' offsets are inside `words`; the indices into
+    // `fragments` are checked. The rest is the caller's word.
     unsafe {
         let (class, one, four) = (V::splat(0x000F_000F), V::splat(0x0001_0001), V::splat(4));
         let (before_first, shift) = (V::splat(first - 1), V::splat(mantissa_bits));

@@ -68,7 +68,8 @@ pub(super) unsafe fn raw_registers<V: U32x32>(
 /// As for all of [`U32x32`]; the runs of all present lanes lie at `base`.
 #[inline(always)]
 unsafe fn load_runs<V: U32x32>(base: *const u8, run: usize, lanes: &PresentLanes) -> [V; 4] {
-    // SAFETY: the caller's.
+    // SAFETY: the runs of `count` present lanes are `count * run` words from `base` on: with all 32 lanes `load_runs4`, `load_runs2` and
+    // `load` read just those; with fewer, each lane reads the words of its own rank, and one that is absent those of rank 0.
     unsafe {
         let zero = V::splat(0);
         if lanes.all {

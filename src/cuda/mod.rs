@@ -14,6 +14,7 @@ mod compile;
 mod device;
 mod driver;
 mod event;
+mod free;
 mod graph;
 mod info;
 mod kernel;
@@ -38,6 +39,7 @@ pub use recorder::{Recorder, Recording};
 
 pub(crate) use device::{device, Device};
 pub(crate) use event::EventTimer;
+pub(crate) use free::free_bytes;
 pub(crate) use graph::Graph;
 pub(crate) use kernel::{arg, Kernel, Launch};
 pub(crate) use kernels::Source;

@@ -56,7 +56,9 @@ impl InEveryDtype {
     }
 }
 
-// SAFETY: as for `CompressedWeight`: only read, except under the write lock.
+// SAFETY: a tch tensor is a counted reference to a libtorch tensor, whose count is atomic and whose reading functions may run on several
+// threads at once. `registered` is only read, except where it is no bytes any more and is made bytes again, under the write lock of
+// `prepared`; what others have then are the prepared tensors, which nobody writes.
 unsafe impl Sync for Bias {}
 
 impl Bias {

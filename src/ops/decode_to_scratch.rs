@@ -67,9 +67,10 @@ pub(crate) fn decode_to_scratch<T: ScratchElement>(
     let output = Output { start: scratch.as_mut_ptr(), len: scratch.len() };
     parallel_for(bands.len(), weight.view.subject(), &|claimed| {
         for index in claimed {
-            let start = index * band_weights;
-            let len = band_weights.min(output.len.saturating_sub(start));
-            // SAFETY: bands are disjoint runs of the scratch slice, which is borrowed for the whole call.
+            let start = (index * band_weights).min(output.len);
+            let len = band_weights.min(output.len - start);
+            // SAFETY: `start + len` is at most the slice's length, by the two minima. Parts of different bands are disjoint runs of
+            // `band_weights`, each band is claimed by one thread, and `scratch` is borrowed mutably until all threads are done.
             let own = unsafe { output.part(start, len) };
             decode_band(weight, bands.start + index, own)?;
         }
@@ -88,12 +89,14 @@ impl<T> Output<T> {
     /// `start + len` is at most the length, and no other part that is alive overlaps.
     #[allow(clippy::mut_from_ref)]
     unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        // SAFETY: the caller's.
+        // SAFETY: the run is inside one borrowed slice, so its elements are initialized and aligned; that nobody else has them is the
+        // caller's word.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }
 
-// SAFETY: the threads form disjoint slices of it, see `decode_to_scratch`.
+// SAFETY: `len` is a number, and `start` is only used by `part`, whose caller promises that no two parts overlap: a thread then has its
+// elements alone, which is what `T: Send` allows.
 unsafe impl<T: Send> Sync for Output<T> {}
 
 fn decode_band<T: ScratchElement>(weight: &WeightRef, band: usize, out: &mut [T]) -> Result<()> {

@@ -27,17 +27,24 @@ pub(crate) fn fused_linear(weight: &WeightRef, x: &Tensor) -> Result<Tensor> {
     let flat = x.f_to_kind(Kind::Float).and_then(|x| x.f_contiguous()).about(&subject)?;
     let mut values = vec![0f32; batch * grid.cols()];
     flat.f_copy_data(&mut values, batch * grid.cols()).about(&subject)?;
-    let activations = Activations::new(&values, batch, grid.cols());
+    let y = multiply(weight, &values, batch)?;
+    Tensor::f_from_slice(&y).and_then(|y| y.f_reshape([batch as i64, grid.rows() as i64])).about(&subject)
+}
+
+/// `x` `[batch, in_features]`, row-major, to `[batch, out_features]`.
+pub(super) fn multiply(weight: &WeightRef, x: &[f32], batch: usize) -> Result<Vec<f32>> {
+    let grid = weight.view.header.grid;
+    let activations = Activations::new(x, batch, grid.cols());
     let mut y = vec![0f32; batch * grid.rows()];
     let output = Output { y: y.as_mut_ptr(), rows: grid.rows() };
-    parallel_for(grid.tiles_down(), &subject, &|bands| {
+    parallel_for(grid.tiles_down(), weight.view.subject(), &|bands| {
         let mut sink = FusedSink::new(&activations, weight.half_kind());
         for band in bands {
             multiply_band(weight, &mut sink, band, &output)?;
         }
         Ok(())
     })?;
-    Tensor::f_from_slice(&y).and_then(|y| y.f_reshape([batch as i64, grid.rows() as i64])).about(&subject)
+    Ok(y)
 }
 
 /// Where the bands write: each its own rows.
@@ -46,7 +53,8 @@ struct Output {
     rows: usize,
 }
 
-// SAFETY: every band writes only the rows of its own tiles, and the vector outlives the parallel section.
+// SAFETY: `parallel_for` gives each band to one thread, a band writes only the rows of its own tiles, and nobody reads: no element is
+// touched by two threads. The vector outlives the parallel section, and is not touched otherwise meanwhile.
 unsafe impl Sync for Output {}
 
 /// All tiles of one band of rows, left to right.
@@ -63,7 +71,8 @@ fn multiply_band(weight: &WeightRef, sink: &mut FusedSink, band: usize, output: 
     for (row, sums) in sink.band.chunks_exact(sink.x.batch).enumerate() {
         let scale = weight.scale(first.row + row);
         for (b, sum) in sums.iter().enumerate() {
-            // SAFETY: `b < batch` and the row is one of this band's, inside `y`; no other band writes it.
+            // SAFETY: `y` has `batch * rows` floats; `b < batch`, and `row` is below the rows of the band's first tile, all of which lie
+            // inside the matrix. No other band writes them, see `Output`.
             unsafe { output.y.add(b * output.rows + first.row + row).write(sum * scale) };
         }
     }
@@ -204,7 +213,7 @@ impl TileSink for FusedSink<'_> {
         }
         debug_assert!(group.rows <= STRIPE_ROWS);
         let index = (self.first_col + group.col) / GROUP_COLS;
-        // SAFETY: `Multiply::detect` found the instructions that the three functions use.
+        // SAFETY: `Multiply::detect` chose functions whose instructions this processor has; a group of `x` is a slice of 64 values.
         unsafe {
             if let [sums] = self.stripe.as_mut_slice() {
                 (self.multiply.widen_and_accumulate)(fragments, self.x.group(0, index), sums);
@@ -287,7 +296,7 @@ mod tests {
     fn sums_of(multiply: Multiply, x: &[f32]) -> [Vec<u32>; 2] {
         let mut sums = [StripeSums([[0.0; HALF_SUMS]; 2]), StripeSums([[0.0; HALF_SUMS]; 2])];
         let mut floats = GroupFloats([[0.0; HALF_SUMS]; LANE_REGISTERS]);
-        // SAFETY: the level is one that this processor has.
+        // SAFETY: the level is one that this processor has, and `x` has 64 values.
         unsafe {
             (multiply.widen_and_accumulate)(&fragments(), x, &mut sums[0]);
             (multiply.widen)(&fragments(), &mut floats);

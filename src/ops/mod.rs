@@ -5,6 +5,8 @@ mod decode_to_scratch;
 mod fused_linear;
 mod parallel;
 mod rows;
+#[cfg(test)]
+mod tests;
 pub(crate) mod transformer;
 mod weight;
 

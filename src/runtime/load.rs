@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{nn, Device, Kind};
 
-use crate::checkpoint::{is_unused, CheckpointWeights, Reader};
+use crate::checkpoint::{is_unused, CheckpointWeights, Reader, TensorInfo};
 use crate::codec::Checksums;
 use crate::cuda;
 use crate::error::{Error, Result};
@@ -74,7 +74,8 @@ impl Model {
     ///
     /// # Errors
     /// What [`LlamaConfig::from_dir`], [`Reader::open`] and the weights report; `InvalidArgument` for a
-    /// context longer than the model allows or a dtype that is not a float; `Unsupported` for a tensor in the
+    /// context longer than the model allows or a dtype that is not a float; `OutOfMemory` where the weights have no room, with what
+    /// they need and what was free; `Unsupported` for a tensor in the
     /// checkpoint that a Llama has no use for, and as [`cuda::load`] where a GPU is asked for.
     pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         if let Device::Cuda(_) = options.device {
@@ -89,7 +90,9 @@ impl Model {
             SMALL_FILES.iter().try_for_each(|name| reader.check_file(name))?;
         }
         let var_store = nn::VarStore::new(options.device);
-        let llama = Llama::load(&var_store.root(), &config, &CheckpointWeights::new(&reader, options.kind))?;
+        let need = WeightMemory::of(&reader, options);
+        let llama = Llama::load(&var_store.root(), &config, &CheckpointWeights::new(&reader, options.kind))
+            .map_err(|error| error.with_need(|| need.text()))?;
         check_leftovers(&reader, &var_store, &config)?;
         Ok(Self { var_store, llama, kind: options.kind, context })
     }
@@ -125,6 +128,37 @@ impl Model {
     /// As [`KvCache::new`].
     pub fn new_cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
         KvCache::new(self.llama.config(), batch, capacity, self.kind, self.var_store.device())
+    }
+}
+
+/// What the weights take of a device, and what it had free before.
+struct WeightMemory {
+    bytes: usize,
+    /// Of which GPU, and bytes.
+    free: Option<(usize, usize)>,
+}
+
+impl WeightMemory {
+    fn of(reader: &Reader, options: &LoadOptions) -> Self {
+        use safetensors::Dtype::{BF16, F16, F32, F64};
+        let bytes_of = |info: &TensorInfo| match info.dtype {
+            // Becomes what is computed in.
+            F64 | F32 | F16 | BF16 => info.shape.iter().product::<usize>() * options.kind.elt_size_in_bytes(),
+            _ => info.bytes,
+        };
+        let free = match options.device {
+            Device::Cuda(ordinal) => cuda::free_bytes(ordinal).map(|free| (ordinal, free)),
+            _ => None,
+        };
+        Self { bytes: reader.names().filter_map(|name| reader.info(name)).map(bytes_of).sum(), free }
+    }
+
+    fn text(&self) -> String {
+        let need = format!("the weights need {} bytes", self.bytes);
+        match self.free {
+            Some((ordinal, free)) => format!("{need}, {free} were free on cuda:{ordinal}"),
+            None => need,
+        }
     }
 }
 

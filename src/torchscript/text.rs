@@ -48,6 +48,6 @@ pub(super) fn path_to_c(path: &Path) -> Result<CString> {
 /// # Safety
 /// `text` is a terminated text that lives at least as long as the call.
 pub(super) unsafe fn copy(text: *const c_char) -> String {
-    // SAFETY: the caller's.
+    // SAFETY: the caller gives a terminated text that lives until it is copied here.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::attention::{dot_product, Context};
+use super::cache_memory::CacheMemory;
 use super::step::Step;
 use super::step_graph::StepGraph;
 use super::step_launches::StepPlanes;
@@ -53,7 +54,7 @@ impl KvCache {
     /// An empty cache for `batch` sequences of `capacity` tokens of a model with `config` in dtype `kind`.
     ///
     /// # Errors
-    /// `InvalidArgument` if the model is not made for that many tokens, `Torch` if memory is short.
+    /// `InvalidArgument` if the model is not made for that many tokens, `OutOfMemory` if there is no room, with what would fit.
     pub fn new(
         config: &LlamaConfig,
         batch: usize,
@@ -73,11 +74,21 @@ impl KvCache {
         }
         let kind = if device == Device::Cpu { Kind::Float } else { kind };
         let shape = [batch, config.num_key_value_heads, capacity, config.head_dim].map(|n| n as i64);
-        let empty = || Tensor::f_empty(shape, (kind, device)).about("key-value cache");
-        let mut layers = Vec::new();
-        for _ in 0..config.num_hidden_layers {
-            layers.push(LayerCache { keys: empty()?, values: empty()? });
-        }
+        let plane_bytes =
+            shape.iter().fold(kind.elt_size_in_bytes(), |bytes, &n| bytes.saturating_mul(n as usize));
+        let memory = CacheMemory {
+            unit: if batch == 1 { "tokens" } else { "tokens of each sequence" },
+            count: capacity,
+            unit_bytes: plane_bytes.saturating_mul(2 * config.num_hidden_layers) / capacity,
+            device,
+        };
+        let empty = |made: usize| {
+            let plane = Tensor::f_empty(shape, (kind, device)).about("key-value cache");
+            plane.map_err(|error| memory.explain(error, made * plane_bytes))
+        };
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| Ok(LayerCache { keys: empty(2 * layer)?, values: empty(2 * layer + 1)? }))
+            .collect::<Result<_>>()?;
         let padding = vec![0; batch];
         let (batch, capacity) = (batch as i64, capacity as i64);
         Ok(Self { layers, kind, batch, capacity, length: 0, padding, device, step_graph: None })

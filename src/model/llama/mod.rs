@@ -2,6 +2,7 @@
 
 mod attention;
 mod batch_scores;
+mod cache_memory;
 mod decode_step;
 mod kernels;
 mod kv_cache;

@@ -53,12 +53,12 @@ unsafe extern "C" fn codecllm_linear(
     out: *mut *mut C_tensor,
 ) -> *mut c_char {
     guarded(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives a text, a tensor and five tensors that live until this returns; the tensors are counted anew.
         let (path, x, buffers) = unsafe { (text(path), borrow(x), five(buffers)) };
-        // SAFETY: the caller's.
+        // SAFETY: not null, so the caller gives a tensor that lives until this returns.
         let bias = (!bias.is_null()).then(|| unsafe { borrow(bias) });
         let y = linear(path, projects, &x, buffers, bias)?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives room for one pointer, which it owns afterwards.
         unsafe { *out = give(y) };
         Ok(())
     })
@@ -150,13 +150,13 @@ unsafe extern "C" fn codecllm_embedding(
     out: *mut *mut C_tensor,
 ) -> *mut c_char {
     guarded(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives a text, two tensors and five more that live until this returns; the tensors are counted anew.
         let (path, ids, buffers, like) = unsafe { (text(path), borrow(ids), five(buffers), borrow(like)) };
         let weight = weight_of(path, buffers)?;
         // As libtorch's own, which takes 32-bit ids too.
         let ids = ids.f_to_kind(tch::Kind::Int64).about(path)?;
         let rows = CompressedEmbedding::of_weight(weight, like.kind())?.try_forward(&ids)?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives room for one pointer, which it owns afterwards.
         unsafe { *out = give(rows) };
         Ok(())
     })
@@ -176,16 +176,16 @@ unsafe extern "C" fn codecllm_compress(
     out: *mut *mut C_tensor,
 ) -> *mut c_char {
     guarded(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives a text that lives until this returns.
         let target = unsafe { text(target) };
         // SAFETY: the caller's: null or a text.
         let layout = (!layout.is_null()).then(|| unsafe { text(layout) }.parse::<Layout>()).transpose()?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives `count` tensors.
         let weights: Vec<Tensor> = (0..count).map(|index| unsafe { borrow(*weights.add(index)) }).collect();
         let matrices: Vec<MatrixToCompress<'_>> = weights
             .iter()
             .enumerate()
-            // SAFETY: the caller's.
+            // SAFETY: `index` is below `count`, and the caller gives so many texts and choices.
             .map(|(index, weight)| unsafe {
                 MatrixToCompress { path: text(*paths.add(index)), weight, row_access: *row_access.add(index) }
             })
@@ -231,7 +231,7 @@ fn guarded(work: impl FnOnce() -> Result<()>) -> *mut c_char {
 /// # Safety
 /// A terminated text that lives for `'a`.
 unsafe fn text<'a>(text: *const c_char) -> &'a str {
-    // SAFETY: the caller's.
+    // SAFETY: the caller gives a terminated text, and nobody writes to it for `'a`.
     unsafe { CStr::from_ptr(text) }.to_str().unwrap_or("weight")
 }
 
@@ -240,14 +240,14 @@ unsafe fn text<'a>(text: *const c_char) -> &'a str {
 /// # Safety
 /// A tensor that is alive.
 unsafe fn borrow(tensor: *const C_tensor) -> Tensor {
-    // SAFETY: the caller's.
+    // SAFETY: the caller gives a tensor that is alive; what is returned counts as an owner of its own.
     unsafe { Tensor::clone_from_ptr(tensor.cast_mut()) }
 }
 
 /// # Safety
 /// Five tensors that are alive.
 unsafe fn five(tensors: *const *const C_tensor) -> [Tensor; 5] {
-    // SAFETY: the caller's.
+    // SAFETY: the caller gives an array of five tensors that are alive.
     std::array::from_fn(|index| unsafe { borrow(*tensors.add(index)) })
 }
 

@@ -166,7 +166,8 @@ pub(crate) struct DeviceWeight {
     _owned: Vec<Tensor>,
 }
 
-// SAFETY: the tensors are only kept: what reads their memory is the device.
+// SAFETY: `_owned` is the only field that is not `Sync` by itself, and no method touches it: the tensors are dropped with the value, by
+// one thread, and libtorch's counts are atomic. What reads their memory is the device, in the order of its streams.
 unsafe impl Sync for DeviceWeight {}
 
 impl DeviceWeight {

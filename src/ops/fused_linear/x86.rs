@@ -48,7 +48,7 @@ pub(super) fn of_level<const BF16: bool>(level: Level) -> Option<Multiply> {
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn read_avx512<const BF16: bool>(from: *const u32) -> __m512 {
-    // SAFETY: the caller's.
+    // SAFETY: the caller gives 32 bytes, aligned as this load needs.
     let halves = unsafe { _mm256_load_si256(from.cast()) };
     if BF16 {
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
@@ -64,7 +64,7 @@ unsafe fn read_avx512<const BF16: bool>(from: *const u32) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 unsafe fn read_avx2<const BF16: bool>(from: *const u32) -> __m256 {
-    // SAFETY: the caller's.
+    // SAFETY: the caller gives 16 bytes, aligned as this load needs.
     let halves = unsafe { _mm_load_si128(from.cast()) };
     if BF16 {
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))

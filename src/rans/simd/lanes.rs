@@ -68,10 +68,10 @@ pub(crate) struct StepConstants<V> {
 
 impl<V: U32x32> StepConstants<V> {
     /// # Safety
-    /// As for all of [`U32x32`]; `table` outlives the value.
+    /// As for all of [`U32x32`]; `table` outlives the value and is not changed meanwhile: the value keeps the address of its entries.
     #[inline(always)]
     pub unsafe fn new(table: &EntryTable) -> Self {
-        // SAFETY: the caller runs on a processor that has V's instructions.
+        // SAFETY: the caller runs on a processor that has V's instructions, which is all that `splat` asks.
         unsafe {
             Self {
                 entries: table.entries.as_ptr(),
@@ -93,7 +93,7 @@ impl<V: U32x32> LaneVectors<V> {
     /// As for all of [`U32x32`].
     #[inline(always)]
     pub unsafe fn new(states: &LaneArray, offsets: &LaneArray) -> Self {
-        // SAFETY: both arrays have 32 integers.
+        // SAFETY: `load` reads 32 integers, as many as either array has; the instructions are the caller's word.
         unsafe {
             Self {
                 states: V::load(states.0.as_ptr()),
@@ -107,7 +107,8 @@ impl<V: U32x32> LaneVectors<V> {
     /// As for all of [`U32x32`].
     #[inline(always)]
     pub unsafe fn save(&self, states: &mut LaneArray, offsets: &mut LaneArray) {
-        // SAFETY: both arrays have 32 integers.
+        // SAFETY: `store` writes 32 integers, as many as either array has, and both are borrowed mutably; the instructions are the
+        // caller's word.
         unsafe {
             self.states.store(states.0.as_mut_ptr());
             self.offsets.store(offsets.0.as_mut_ptr());
@@ -120,18 +121,19 @@ impl<V: U32x32> LaneVectors<V> {
     /// `words` has 4 readable bytes at every lane's offset.
     #[inline(always)]
     pub unsafe fn open_window(&mut self, words: *const u8) {
-        // SAFETY: the caller's.
+        // SAFETY: the caller gives 4 readable bytes at every lane's offset, which is what `gather_bytes` reads.
         self.window = unsafe { V::gather_bytes(words, self.offsets) };
     }
 
     /// Pops one symbol of every lane (of those in `active`, if given) and renormalizes. Gives the table entries.
     ///
     /// # Safety
-    /// As for all of [`U32x32`]. Every state's slot is inside the table: the mask sees to it.
+    /// As for all of [`U32x32`]; the table that `constants` was made of is alive.
     #[inline(always)]
     pub unsafe fn step(&mut self, constants: &StepConstants<V>, active: Option<V::Mask>) -> V {
         let c = constants;
-        // SAFETY: slots are masked to the table's length.
+        // SAFETY: a table has `1 << scale_bits` entries, as many as its frequencies sum to, so a state masked by that less one is an
+        // index inside it, whatever the state is. All else is arithmetic in registers.
         unsafe {
             let entry = V::gather(c.entries, self.states.and(c.slot_mask));
             let bias = entry.shr(c.bias_shift).and(c.bias_mask);
