@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup models fixtures demo test kill-test fuzz fuzz-pack miri valgrind test-cuda test-cuda-binary check bench bench-cuda doc clean-cache
+.PHONY: help setup models fixtures demo test kill-test soak fuzz fuzz-pack miri valgrind test-cuda test-cuda-binary check package bench bench-cuda doc clean-cache
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -7,6 +7,8 @@ help: ## this list
 setup: ## check what must be there and put libtorch into .libtorch
 	@scripts/setup.sh
 
+# The profile that these build anyway.
+demo bench: export CODECLLM_PROFILE = release
 demo: setup ## compress a real model, answer a question with it before and after, and print a table
 	@scripts/fetch_smollm2.sh
 	cargo run --release --example demo -- .cache/models/SmolLM2-135M-Instruct .cache/demo
@@ -19,15 +21,20 @@ models: setup # a model that cannot be had does not fail the build: the tests th
 fixtures: models # likewise
 	@scripts/make_fixtures.sh || echo "WARNING: no TorchScript fixtures: the tests that need them will skip" >&2
 
-test: fixtures ## every test, of Rust and of Python
+test: fixtures ## every test, of Rust, of Python and of the chat page
 	cargo test
 	scripts/test_python.sh
+	scripts/test_serve.sh
+	scripts/test_page.sh
 
 kill-test: models ## compress and decompress killed at a hundred random moments each: minutes
 	cargo test --test interrupted -- --ignored --nocapture
 
+soak: models ## the server under SOAK_CLIENTS (64) streaming clients for SOAK_SECONDS (600)
+	SOAK_SECONDS=$${SOAK_SECONDS:-600} SOAK_CLIENTS=$${SOAK_CLIENTS:-64} cargo test --test serve_soak -- --ignored --nocapture
+
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = open_container decode_tile decode_table parse_config tokenizer_and_template torchscript_patch
+FUZZ_TARGETS = open_container decode_tile decode_table parse_config tokenizer_and_template import_gguf torchscript_patch
 fuzz: setup ## each fuzz target for FUZZ_SECONDS; needs nightly Rust and cargo-fuzz
 	@cargo fuzz --version >/dev/null || { echo "error: cargo-fuzz is missing; install it with: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	cargo test --test fuzz_smoke -- --ignored write_corpus
@@ -69,10 +76,16 @@ test-cuda-binary: setup ## the same as one stripped binary, target/cuda-tests, f
 check: fixtures ## everything a change must pass: format, lints, documentation, tests, licenses
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo check --no-default-features --all-targets
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test
 	scripts/test_python.sh
+	scripts/test_serve.sh
+	scripts/test_page.sh
 	@scripts/check_dependencies.sh
+
+package: setup ## the crate's tarball, built from its own contents with the libtorch of this checkout: minutes
+	CARGO_TARGET_DIR=$(CURDIR)/target cargo package --locked # where dependencies are built already
 
 bench: models ## the numbers: ratios, speeds, perplexity
 	@scripts/fetch_wikitext.sh

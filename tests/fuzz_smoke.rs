@@ -14,12 +14,13 @@ use rand::{Rng, SeedableRng};
 /// A target: its name, what it starts from, and what it does.
 type Target = (&'static str, fn(&Path) -> Vec<Vec<u8>>, fn(&[u8]));
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     ("open_container", bodies::open_container::seeds, bodies::open_container::run),
     ("decode_tile", bodies::decode_tile::seeds, bodies::decode_tile::run),
     ("decode_table", bodies::decode_table::seeds, bodies::decode_table::run),
     ("parse_config", bodies::parse_config::seeds, bodies::parse_config::run),
     ("tokenizer_and_template", bodies::tokenizer_and_template::seeds, bodies::tokenizer_and_template::run),
+    ("import_gguf", bodies::import_gguf::seeds, bodies::import_gguf::run),
     ("torchscript_patch", bodies::torchscript_patch::seeds, bodies::torchscript_patch::run),
 ];
 
@@ -97,6 +98,11 @@ fn parse_config() {
 #[test]
 fn tokenizer_and_template() {
     smoke("tokenizer_and_template", 5000);
+}
+
+#[test]
+fn import_gguf() {
+    smoke("import_gguf", 2000);
 }
 
 #[test]

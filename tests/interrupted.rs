@@ -1,14 +1,17 @@
-//! `compress` and `decompress` that cannot go on, or are killed: the output is not there or complete, and running again works.
+//! `compress`, `decompress` and `import` that cannot go on, or are killed: the output is not there or complete, and running again works.
 
 mod faults;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use codecllm::checkpoint::{compress, verify, CompressOptions, Writer};
+use codecllm::gguf::{import, ImportOptions};
 use faults::{run_with_fault, Fault};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,6 +25,24 @@ const SIGTERM: i32 = 15;
 /// More calls than any of these runs makes.
 const MANY: usize = 200;
 
+fn gguf_fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/smollm.gguf")
+}
+
+/// The files of a directory.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries.map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap())).collect()
+}
+
+/// What an import that nothing disturbs gives.
+static IMPORTED: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
+    let parent = tempfile::tempdir().unwrap();
+    let out = parent.path().join("out");
+    import(gguf_fixture(), &out, &ImportOptions::default(), &mut |_| {}).unwrap();
+    files(&out)
+});
+
 /// A verb with something to work on, in a folder of its own.
 struct Job {
     parent: tempfile::TempDir,
@@ -33,6 +54,10 @@ impl Job {
     /// Of a few small tensors.
     fn small(verb: &'static str) -> Self {
         let parent = tempfile::tempdir().unwrap();
+        if verb == "import" {
+            fs::copy(gguf_fixture(), parent.path().join("model.gguf")).unwrap();
+            return Self { parent, verb, source: "model.gguf" };
+        }
         let model = parent.path().join("model");
         let floats =
             |count: u32| -> Vec<u8> { (0..count).flat_map(|n| (n as f32).sin().to_le_bytes()).collect() };
@@ -97,6 +122,11 @@ impl Job {
     /// The output is not there, or whole.
     fn assert_nothing_or_all(&self, when: &str) {
         if !self.out().exists() {
+            return;
+        }
+        if self.verb == "import" {
+            let (found, whole) = (files(&self.out()), &*IMPORTED);
+            assert!(found == *whole, "{when}: {:?}", found.keys().collect::<Vec<_>>());
             return;
         }
         let against = (self.verb == "compress").then(|| self.path("model"));
@@ -166,6 +196,11 @@ fn decompress_survives_every_failing_call() {
     every_failing_call("decompress");
 }
 
+#[test]
+fn import_survives_every_failing_call() {
+    every_failing_call("import");
+}
+
 /// The process is killed before every call that changes a file.
 fn every_killed_call(verb: &'static str) {
     let job = Job::small(verb);
@@ -196,8 +231,15 @@ fn decompress_survives_a_kill_at_every_call() {
 }
 
 #[test]
+fn import_survives_a_kill_at_every_call() {
+    every_killed_call("import");
+}
+
+#[test]
 fn who_interrupts_finds_nothing_half_written() {
-    for (verb, signal) in [("compress", SIGINT), ("decompress", SIGINT), ("compress", SIGTERM)] {
+    for (verb, signal) in
+        [("compress", SIGINT), ("decompress", SIGINT), ("compress", SIGTERM), ("import", SIGINT)]
+    {
         let job = Job::small(verb);
         let before = job.others();
         for at in [2, 6, 9] {

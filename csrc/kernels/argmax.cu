@@ -1,4 +1,4 @@
-// The end of a step: each sequence's likeliest token, and the cache is one token longer.
+// The end of a step: each sequence's likeliest token, and the sequence is one token longer.
 //
 // Of equal logits the lowest token wins. Where a logit is NaN, or the largest is not finite, the token is -1: no answer can be
 // right then.
@@ -35,11 +35,11 @@ __device__ __forceinline__ void scan(const typename E::Type* row, int vocab, Bes
     }
 }
 
-// One block a sequence. `length` may be null: it is left alone then.
+// One block a sequence. `lengths` may be null: they are left alone then.
 template <class E>
 __device__ __forceinline__ void argmax(const typename E::Type* logits,  // [batch, vocab]
                                        long long* tokens,               // [batch]
-                                       int* length,                     // one, or null
+                                       int* lengths,                    // [batch], or null
                                        int vocab) {
     __shared__ Best of_warp[MOST_WARPS];
     const typename E::Type* row = logits + size_t(blockIdx.x) * vocab;
@@ -63,13 +63,13 @@ __device__ __forceinline__ void argmax(const typename E::Type* logits,  // [batc
     for (u32 warp = 1; warp < blockDim.x / 32; ++warp) best.take(of_warp[warp].logit, of_warp[warp].token);
     const bool finite = fabsf(best.logit) <= 3.4028234663852886e38f;
     tokens[blockIdx.x] = damaged || !finite ? -1 : best.token;
-    if (blockIdx.x == 0 && length != nullptr) *length += 1;
+    if (lengths != nullptr) lengths[blockIdx.x] += 1;
 }
 
 #define ARGMAX(name, E)                                                                                                \
     extern "C" __global__ __launch_bounds__(32 * MOST_WARPS) void name(const E::Type* logits, long long* tokens,       \
-                                                                       int* length, int vocab) {                       \
-        argmax<E>(logits, tokens, length, vocab);                                                                      \
+                                                                       int* lengths, int vocab) {                      \
+        argmax<E>(logits, tokens, lengths, vocab);                                                                     \
     }
 
 ARGMAX(argmax_f32, Fp32)

@@ -5,6 +5,7 @@
 // LANES lanes keep a softmax of their own slots (FP32, base 2); they are joined in a fixed order: lanes, then warps, then
 // the parts, these by the block that finishes last. Which block that is changes nothing.
 #include "element.cuh"
+#include "pages.cuh"
 
 constexpr int WARPS = 8;
 // A part has no fewer slots than this, so that short contexts are not cut into crumbs.
@@ -22,17 +23,20 @@ struct Softmax {
 __device__ __forceinline__ float finite(float m) { return m == MINUS_INFINITY ? 0.0f : m; }
 
 struct Shape {
-    int heads, kv_heads, head_dim, capacity;
+    int heads, kv_heads, head_dim;
 };
 
 // Where a block's part of the slots lies: [begin, end), and how many parts have any.
 struct Part {
     int begin, end, parts;
 
-    __device__ Part(int length, int padding, int capacity) {
+    // Parts are cut at multiples of `step` behind the padding: what a warp takes in at once. Without padding that lies in one
+    // page, whose slots are a multiple of it.
+    __device__ Part(int length, int padding, int capacity, int step) {
         // The newest token is in slot `length`. Padding sees itself alone.
         const int last = min(max(length, 0), capacity - 1), first = min(padding, last), count = last + 1 - first;
-        const int slots = max((count + int(gridDim.x) - 1) / int(gridDim.x), LEAST_SLOTS);
+        const int even = (count + int(gridDim.x) - 1) / int(gridDim.x);
+        const int slots = max((even + step - 1) / step * step, LEAST_SLOTS);
         parts = (count + slots - 1) / slots;
         begin = first + blockIdx.x * slots;
         end = min(begin + slots, last + 1);
@@ -175,12 +179,12 @@ __device__ __forceinline__ bool arrives_last(u32* ticket, int parts) {
 template <class E, int LANES, int GROUP>
 __device__ __forceinline__ void attention(typename E::Type* out,           // [batch, heads * head_dim]
                                           const typename E::Type* qkv,     // [batch, (heads + 2 * kv_heads) * head_dim]
-                                          const typename E::Type* keys,    // [batch, kv_heads, capacity, head_dim]
+                                          const typename E::Type* keys,    // rows of head_dim, where `pages` says
                                           const typename E::Type* values,  // likewise
                                           Partials partials,
-                                          const int* length,   // one: the slot of the newest token
-                                          const int* padding,  // [batch]
-                                          Shape shape, float scale) {
+                                          const int* lengths,  // [batch]: the slot of the newest token
+                                          const int* padding,  // [batch]; 0 where a sequence has several pages
+                                          Pages pages, Shape shape, float scale) {
     constexpr int WIDTH = LANES * 8;
     __shared__ float sums[WARPS][GROUP][WIDTH];
     __shared__ Softmax softmaxes[GROUP][WARPS];
@@ -194,16 +198,17 @@ __device__ __forceinline__ void attention(typename E::Type* out,           // [b
     const int dim = lane % LANES * 8;
     overlap_wait();
     overlap_trigger();
-    const Part part(*length, padding[sequence], shape.capacity);
+    typedef Attend<E, LANES, GROUP> A;
+    constexpr int STEP = A::SLOTS * A::UNROLL;
+    static_assert(LEAST_SLOTS % STEP == 0, "parts are cut at multiples of a step");
+    const Part part(lengths[sequence], padding[sequence], pages.capacity, STEP);
     if (int(blockIdx.x) >= part.parts) return;
 
-    const size_t plane = (size_t(sequence) * shape.kv_heads + kv_head) * shape.capacity * head_dim + dim;
     const size_t row = (size_t(sequence) * (shape.heads + 2 * shape.kv_heads) + head) * head_dim + dim;
-    typedef Attend<E, LANES, GROUP> A;
     A attend;
     attend.begin(qkv + row, count, dim < head_dim, head_dim, scale);
-    constexpr int STEP = A::SLOTS * A::UNROLL;
     for (int slot = part.begin + warp * STEP; slot < part.end; slot += WARPS * STEP) {
+        const long long plane = pages.origin(pages.of(sequence, slot), kv_head, slot) * head_dim + dim;
         attend.take(keys + plane, values + plane, slot + lane / LANES, part.end, dim < head_dim, head_dim);
     }
     attend.join_lanes();
@@ -268,6 +273,7 @@ __device__ __forceinline__ void attention(typename E::Type* out,           // [b
 // Two blocks of 256 threads fit a multiprocessor: 128 registers a thread.
 extern "C" __global__ __launch_bounds__(32 * WARPS, 2) void KERNEL(
     KERNEL_ELEMENT::Type* out, const KERNEL_ELEMENT::Type* qkv, const KERNEL_ELEMENT::Type* keys, const KERNEL_ELEMENT::Type* values,
-    Partials partials, const int* length, const int* padding, Shape shape, float scale) {
-    attention<KERNEL_ELEMENT, KERNEL_WIDTH / 8, KERNEL_GROUP>(out, qkv, keys, values, partials, length, padding, shape, scale);
+    Partials partials, const int* lengths, const int* padding, Pages pages, Shape shape, float scale) {
+    attention<KERNEL_ELEMENT, KERNEL_WIDTH / 8, KERNEL_GROUP>(out, qkv, keys, values, partials, lengths, padding, pages, shape,
+                                                              scale);
 }

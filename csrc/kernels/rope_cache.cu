@@ -1,18 +1,19 @@
 // The rotary embedding of one new token a sequence, and its way into the key-value cache.
 //
-// Slot `*length` of the cache is the new token's; its position is that less the sequence's left padding.
+// Slot `lengths[sequence]` of the cache is the new token's; its position is that less the sequence's left padding.
 #include "element.cuh"
+#include "pages.cuh"
 
 // Cosines and sines of the step's positions, shared by all layers. Angles are FP64: a position times a frequency needs more
 // than 24 bits. One block a sequence.
 extern "C" __global__ __launch_bounds__(128) void rope_angles(float2* angles,             // [batch, half]: cosine, sine
                                                               const double* frequencies,  // [half] radians a position
-                                                              const int* length,          // one
+                                                              const int* lengths,         // [batch]
                                                               const int* padding,         // [batch]
                                                               int half) {
     overlap_wait();
     overlap_trigger();
-    const double position = *length - padding[blockIdx.x];
+    const double position = lengths[blockIdx.x] - padding[blockIdx.x];
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         double sine, cosine;
         sincos(position * frequencies[i], &sine, &cosine);
@@ -36,26 +37,28 @@ __device__ __forceinline__ void rotate(const typename E::Type* from, typename E:
 // One block a head and sequence: queries are rotated in place, keys on their way into the cache, values copied.
 template <class E>
 __device__ __forceinline__ void rope_cache(typename E::Type* qkv,     // [batch, (heads + 2 * kv_heads) * head_dim]
-                                           typename E::Type* keys,    // [batch, kv_heads, capacity, head_dim]
+                                           typename E::Type* keys,    // rows of head_dim, where `pages` says
                                            typename E::Type* values,  // likewise
                                            const float2* angles,      // [batch, head_dim / 2]
-                                           const int* length,         // one
-                                           int heads, int kv_heads, int head_dim, int capacity) {
+                                           const int* lengths,        // [batch]
+                                           Pages pages, int heads, int kv_heads, int head_dim) {
     const int head = blockIdx.x, sequence = blockIdx.y, half = head_dim / 2;
     overlap_wait();
     overlap_trigger();
-    const int slot = *length;
+    const int slot = lengths[sequence];
     typename E::Type* from = qkv + (size_t(sequence) * (heads + 2 * kv_heads) + head) * head_dim;
     const float2* angle = angles + size_t(sequence) * half;
     if (head < heads) {
         rotate<E>(from, from, angle, half);
         return;
     }
-    // The host refuses a step behind the last slot; memory is safe without it.
-    if (slot < 0 || slot >= capacity) return;
+    // The host refuses a step behind the last slot, and has no page that is not there; memory is safe without it.
+    if (slot < 0 || slot >= pages.capacity) return;
+    const int page = pages.of(sequence, slot);
+    if (!pages.has(page)) return;
     const bool is_key = head < heads + kv_heads;
     const int kv_head = head - heads - (is_key ? 0 : kv_heads);
-    const size_t at = ((size_t(sequence) * kv_heads + kv_head) * capacity + slot) * head_dim;
+    const long long at = (pages.origin(page, kv_head, slot) + slot) * head_dim;
     if (is_key) {
         rotate<E>(from, keys + at, angle, half);
     } else {
@@ -65,9 +68,9 @@ __device__ __forceinline__ void rope_cache(typename E::Type* qkv,     // [batch,
 
 #define ROPE_CACHE(name, E)                                                                                            \
     extern "C" __global__ __launch_bounds__(128) void name(E::Type* qkv, E::Type* keys, E::Type* values,               \
-                                                           const float2* angles, const int* length, int heads,         \
-                                                           int kv_heads, int head_dim, int capacity) {                 \
-        rope_cache<E>(qkv, keys, values, angles, length, heads, kv_heads, head_dim, capacity);                         \
+                                                           const float2* angles, const int* lengths, Pages pages,      \
+                                                           int heads, int kv_heads, int head_dim) {                    \
+        rope_cache<E>(qkv, keys, values, angles, lengths, pages, heads, kv_heads, head_dim);                           \
     }
 
 ROPE_CACHE(rope_cache_f32, Fp32)

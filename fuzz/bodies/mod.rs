@@ -2,6 +2,7 @@
 
 pub mod decode_table;
 pub mod decode_tile;
+pub mod import_gguf;
 pub mod open_container;
 pub mod parse_config;
 pub mod tokenizer_and_template;

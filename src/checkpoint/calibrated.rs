@@ -25,6 +25,15 @@ pub struct CalibrationGain {
 /// As [`compress`](super::compress()), with steps and rounding that follow what errors cost: `importance` by
 /// tensor path, from [`calibrate`](crate::calibration::calibrate).
 ///
+/// ```no_run
+/// use codecllm::calibration::{calibrate, Options};
+/// use codecllm::checkpoint::{compress_calibrated, CompressOptions, Target};
+/// let calibration = calibrate("model", &Options::new("text.txt"), &mut |_, _| {})?;
+/// let options = CompressOptions { target: Target::SMALL, ..CompressOptions::default() };
+/// compress_calibrated("model", "out", &options, &calibration.importance, &mut |_| {})?;
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`compress`](super::compress()); `InvalidArgument` for a target that is not a size, or a matrix without importance.
 pub fn compress_calibrated(

@@ -136,7 +136,7 @@ impl Default for CompressOptions {
 /// How far a long job is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
-    /// `measure`, `compress`, `verify` or `decompress`.
+    /// `measure`, `compress`, `verify`, `decompress` or `import`.
     pub stage: &'a str,
     /// The tensor that was just finished.
     pub tensor_path: &'a str,
@@ -210,6 +210,16 @@ pub struct CompressReport {
 /// Compresses the model directory `dir` into the new directory `out`.
 ///
 /// `out` appears when it is complete. Peak memory is a small multiple of the largest tensor.
+///
+/// ```no_run
+/// use codecllm::checkpoint::{compress, inspect, verify, CompressOptions, Target};
+/// let options = CompressOptions { target: Target::Bits(5.3), ..CompressOptions::default() };
+/// let report = compress("model", "out", &options, &mut |at| eprintln!("{}", at.tensor_path))?;
+/// println!("{} to {} bytes", report.original_bytes, report.compressed_bytes);
+/// assert!(verify("out", Some("model".as_ref()), &mut |_| {})?.ok);
+/// println!("{} bits a weight", inspect("out")?.bits_per_weight);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// What [`Reader`] and [`Writer`] report; `InvalidArgument` for a source that is compressed already, a pattern that

@@ -15,6 +15,14 @@ use crate::nn::Bias;
 
 /// Decompresses the model directory `dir` into the new directory `out`. Returns the bytes of its tensor files.
 ///
+/// ```no_run
+/// use codecllm::checkpoint::{decompress, is_compressed};
+/// if is_compressed("out")? {
+///     decompress("out", "dense", &mut |_| {})?;
+/// }
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// What [`Reader`] and [`Writer`] report; `Corrupt` for a damaged tensor, by its path; `InvalidArgument` for a source
 /// with nothing compressed in it.

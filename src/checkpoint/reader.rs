@@ -41,6 +41,16 @@ struct Entry {
 /// An opened model directory: `model.safetensors`, or `model.safetensors.index.json` and its shards.
 ///
 /// Opening reads the headers only. Data is read by [`Reader::read`], straight into the tensor's own memory.
+///
+/// ```no_run
+/// use codecllm::checkpoint::Reader;
+/// let reader = Reader::open("model")?;
+/// for name in reader.names() {
+///     println!("{name}: {:?}", reader.info(name).map(|info| &info.shape));
+/// }
+/// let table = reader.read("model.embed_tokens.weight")?;
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Reader {
     dir: PathBuf,

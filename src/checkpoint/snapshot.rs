@@ -1,4 +1,4 @@
-//! Notices that somebody wrote to a model directory while it was read.
+//! Notices that somebody wrote to a model directory, or one file, while it was read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -29,9 +29,9 @@ impl Stamp {
     }
 }
 
-/// The files of a directory at one time.
+/// Files at one time.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(crate) struct Snapshot {
     files: BTreeMap<PathBuf, Stamp>,
 }
 
@@ -49,6 +49,11 @@ impl Snapshot {
             }
         }
         Ok(Self { files })
+    }
+
+    /// One file as it is.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        Ok(Self { files: BTreeMap::from([(path.to_path_buf(), Stamp::of(&fs::metadata(path)?))]) })
     }
 
     /// Errors, by its path, where a file is another one or gone.

@@ -21,7 +21,7 @@ use crate::error::Result;
 pub use self::curve::bits_at_snr;
 
 /// The named choices of `compress`, from the most bits to the fewest. Whoever adds one adds it here, and nowhere else.
-const PRESETS: [(&str, Target); 5] = [
+pub(crate) const PRESETS: [(&str, Target); 5] = [
     ("lossless", Target::Lossless),
     ("near", Target::NEAR),
     ("int8", Target::Int8),
@@ -91,6 +91,14 @@ pub struct UnmetChoice {
 
 /// Tries every preset, a range of steps, and the size that `options` ask for, if they do, on a sample of every matrix of `dir` that
 /// `options` would compress.
+///
+/// ```no_run
+/// use codecllm::checkpoint::{stats, CompressOptions};
+/// for choice in stats("model", &CompressOptions::default(), &mut |_| {})?.choices {
+///     println!("{}: {:.2} bits, {:.1} dB", choice.choice, choice.bits_per_weight, choice.snr_db);
+/// }
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// What [`Reader`] reports; `InvalidArgument` for a pattern that matches nothing, a budget outside 2.5 to 8.5 bits, or a weight that is not

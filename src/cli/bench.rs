@@ -1,6 +1,7 @@
 //! `codecllm bench`: encode, decode, fused and scratch forward, with the dense matmul beside each; on a GPU the layers of
-//! Llama-3.1-8B, and with `generate` the whole model.
+//! Llama-3.1-8B, and with `generate` and `batch` the whole model.
 
+mod batch;
 mod cuda;
 mod generate;
 mod layers;
@@ -35,6 +36,7 @@ Examples:
   codecllm bench --device cuda --bits 5.3 --json         the layers of Llama-3.1-8B on the GPU, and their sum over a step
   codecllm bench --device cuda --lossless --dtype bf16   the same of BF16 weights kept bit for bit
   codecllm bench generate --config 8b                    a random model of that shape generates, dense and compressed
+  codecllm bench batch --config 8b                       the same answers several clients at once
 
 Figures are medians after a warm-up, with the fastest run beside them. Weights are rotated over more memory than the caches
 hold. On a machine that does other work, believe the fastest run. On a GPU all paths are CUDA graphs, replayed in turn and
@@ -85,12 +87,14 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Generate(generate::Args),
+    Batch(batch::Args),
 }
 
 impl Args {
     pub(crate) fn device(&self) -> DeviceArg {
         match &self.what {
             Some(What::Generate(args)) => args.device(),
+            Some(What::Batch(args)) => args.device(),
             None => self.device,
         }
     }
@@ -109,8 +113,10 @@ struct Report {
 }
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
-    if let Some(What::Generate(args)) = args.what {
-        return generate::run(args, output);
+    match args.what {
+        Some(What::Generate(args)) => return generate::run(args, output),
+        Some(What::Batch(args)) => return batch::run(args, output),
+        None => {}
     }
     let plan = plan(&args);
     match args.device {

@@ -34,3 +34,26 @@ pub(crate) fn wait_if_ending() {
         thread::park();
     }
 }
+
+/// Waits for the first SIGINT or SIGTERM from now on; the second ends the process as if nobody listened.
+#[cfg(feature = "serve")]
+pub(crate) fn asked_to_end() -> Result<impl std::future::Future<Output = ()>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals: can't be watched")?;
+    let (asked, end) = tokio::sync::oneshot::channel();
+    let watch = move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            let _ = asked.send(());
+        }
+        if let Some(signal) = signals.next() {
+            if emulate_default_handler(signal).is_err() {
+                std::process::abort();
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(watch).context("signals: can't be watched")?;
+    Ok(async move {
+        // The thread lives as long as the process: no error comes.
+        let _ = end.await;
+    })
+}

@@ -7,14 +7,20 @@ mod compress;
 mod decompress;
 mod device;
 mod generate;
+mod import;
 mod inspect;
 mod interrupt;
 mod model;
 mod output;
 mod parity;
 mod patch;
+mod plan;
 mod progress;
 mod selection;
+#[cfg(feature = "serve")]
+mod serve;
+mod shape;
+mod size;
 mod stats;
 mod steps;
 mod verify;
@@ -30,14 +36,17 @@ use output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
+  codecllm import MODEL.gguf -o MODEL_DIR              a model directory from a GGUF file
   codecllm stats MODEL_DIR                             what each choice would give; writes nothing
   codecllm compress MODEL_DIR -o OUT                   8-bit grade, the default
   codecllm compress MODEL_DIR -o OUT --bits 5.3        5.3 bits a weight, everything counted
   codecllm compress MODEL_DIR -o OUT --preset lossless every bit of every weight
   codecllm verify OUT --against MODEL_DIR              checksums, and the error against the original
   codecllm generate OUT --prompt 'Why is the sky blue?'
+  codecllm serve OUT                                   the same for many clients, as OpenAI's API
   codecllm parity MODEL_DIR OUT --text FILE            perplexity and divergence of the two on a text
   codecllm decompress OUT -o DENSE_DIR                 an ordinary checkpoint again
+  codecllm plan MODEL_DIR --memory 24GB                which choices fit, and how fast they would be
   codecllm patch MODEL.pt -o PATCHED.pt                the same for a TorchScript file
   codecllm parity MODEL.pt PATCHED.pt --inputs FILE    its outputs against the original's
 
@@ -64,6 +73,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Plan(plan::Args),
+    Import(import::Args),
     Stats(stats::Args),
     Compress(compress::Args),
     Decompress(decompress::Args),
@@ -72,6 +83,8 @@ enum Verb {
     Verify(verify::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Parity(parity::Args),
     Bench(bench::Args),
 }
@@ -82,9 +95,13 @@ impl Verb {
         match self {
             Self::Generate(args) => args.device(),
             Self::Chat(args) => args.device(),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => args.device(),
             Self::Parity(args) => args.device(),
             Self::Bench(args) => args.device(),
-            Self::Stats(_)
+            Self::Plan(_)
+            | Self::Import(_)
+            | Self::Stats(_)
             | Self::Compress(_)
             | Self::Decompress(_)
             | Self::Inspect(_)
@@ -95,6 +112,8 @@ impl Verb {
 
     fn run(self, output: &Output) -> Result<()> {
         match self {
+            Self::Plan(args) => plan::run(args, output),
+            Self::Import(args) => import::run(args, output),
             Self::Stats(args) => stats::run(args, output),
             Self::Compress(args) => compress::run(args, output),
             Self::Decompress(args) => decompress::run(args, output),
@@ -103,6 +122,8 @@ impl Verb {
             Self::Verify(args) => verify::run(args, output),
             Self::Generate(args) => generate::run(args, output),
             Self::Chat(args) => chat::run(args, output),
+            #[cfg(feature = "serve")]
+            Self::Serve(args) => serve::run(args, output),
             Self::Parity(args) => parity::run(args, output),
             Self::Bench(args) => bench::run(args, output),
         }

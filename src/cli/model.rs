@@ -69,6 +69,15 @@ impl DtypeArg {
             Self::Fp32 => Kind::Float,
         }
     }
+
+    /// As in reports and arguments.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Fp32 => "fp32",
+        }
+    }
 }
 
 /// How long the answer gets and how its tokens are picked.

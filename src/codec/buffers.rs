@@ -14,6 +14,19 @@ use crate::rans::FrequencyTable;
 pub const BUFFER_NAMES: [&str; 5] = ["header", "scales", "tables", "tiles", "payload"];
 
 /// The buffers of one compressed tensor, all bytes.
+///
+/// ```
+/// use codecllm::codec::{decompress, CompressedTensor, EncodeOptions, StepRule};
+/// use tch::{Device, Kind, Tensor};
+/// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
+/// let compressed = CompressedTensor::compress("w", &weight, StepRule::RowAbsmax, EncodeOptions::default())?;
+/// let buffers = compressed.buffers().clone();
+/// let view = buffers.view("w")?; // checked: every size and offset
+/// assert_eq!((view.header.grid.rows(), view.total_bytes()), (64, buffers.total_bytes()));
+/// // Whoever keeps the five buffers has the weight.
+/// assert_eq!(decompress(&buffers, "w")?, compressed.decompress()?);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buffers {
     /// [`Header`].

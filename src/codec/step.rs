@@ -38,6 +38,15 @@ const SETTLING_BITS: f64 = 0.1;
 const SAMPLE_WEIGHTS: usize = 1 << 17;
 
 /// How the step of a matrix is chosen.
+///
+/// ```
+/// use codecllm::codec::{Matrix, StepRule};
+/// let matrix = Matrix::of("w", &tch::Tensor::from_slice(&[1f32, -0.5, 0.25, 0.0]).view([2, 2]))?;
+/// let rows = StepRule::RowAbsmax.quantize(&matrix, "w")?; // a row's largest magnitude is 127 steps
+/// assert_eq!(rows.values, [127, -64, 127, 0]);
+/// assert_eq!(StepRule::Step(0.25).quantize(&matrix, "w")?.values, [4, -2, 1, 0]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum StepRule {
     /// One step per output row: its largest magnitude over 127. The classical INT8.
@@ -85,6 +94,18 @@ impl GridRule<'_> {
 }
 
 /// A sample of one matrix, to learn what the whole takes at a step; and how the whole is quantized then.
+///
+/// ```
+/// use codecllm::codec::{solve_exponent, CompressedTensor, EncodeOptions, Matrix, RateSample, StepRule};
+/// use tch::{Device, Kind, Tensor};
+/// let weight = Tensor::randn([512, 512], (Kind::Float, Device::Cpu));
+/// let sample = RateSample::new("w", &Matrix::of("w", &weight)?, EncodeOptions::default())?;
+/// let exponent = solve_exponent(std::slice::from_ref(&sample), 0, sample.weights(), 5.3)?;
+/// let rule = StepRule::Step(sample.step(exponent));
+/// let compressed = CompressedTensor::compress("w", &weight, rule, EncodeOptions::default())?;
+/// assert!((compressed.stats().bits_per_weight - 5.3).abs() < 0.1);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RateSample {
     tensor_path: String,

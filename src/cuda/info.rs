@@ -32,6 +32,15 @@ pub struct DeviceInfo {
 
 /// What the GPU with this number is. Needs the driver only: neither loads libtorch's part nor occupies the GPU.
 ///
+/// ```
+/// use codecllm::cuda::device_info;
+/// match device_info(0) {
+///     Ok(info) => println!("{}, {} bytes", info.name, info.memory_bytes),
+///     Err(error) => println!("no GPU: {error}"),
+/// }
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) without a driver or a GPU,
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) where there is no such GPU.

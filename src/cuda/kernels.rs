@@ -142,6 +142,7 @@ pub(super) static HEADERS: &[Header] = &[
     header!("element.cuh"),
     header!("group.cuh"),
     header!("half.cuh"),
+    header!("pages.cuh"),
     header!("rans.cuh"),
     header!("tile.cuh"),
 ];

@@ -6,4 +6,6 @@ mod fields;
 pub mod llama;
 
 pub use config::{LlamaConfig, RopeScaling};
-pub use llama::{DecodeStep, KvCache, Llama, LogitsOf, Observer, StepPart};
+pub use llama::{
+    BatchScores, DecodeStep, KvCache, Llama, LogitsOf, Observer, PagedKvCache, PagedSequence, StepPart,
+};

@@ -16,6 +16,7 @@ use crate::ops::{decode_to_scratch, fused_linear, ScratchElement, WeightRef};
 
 mod cuda;
 pub(super) use cuda::Ready;
+pub(crate) use cuda::SCRATCH_BYTES as GPU_SCRATCH_BYTES;
 
 /// Rows of `x` up to which the fused path is taken on a CPU unless told otherwise.
 ///
@@ -34,7 +35,7 @@ pub fn default_fused_rows(kind: Kind) -> usize {
 pub(super) const BY_DTYPE: usize = usize::MAX - 1;
 
 /// Most bytes of a scratch buffer: a wider weight is decoded and multiplied in stripes of rows.
-const SCRATCH_BYTES: usize = 32 << 20;
+pub(crate) const SCRATCH_BYTES: usize = 32 << 20;
 
 /// A linear layer whose weight stays compressed in memory.
 ///

@@ -8,6 +8,15 @@ use crate::error::{Error, Result, TorchContext};
 use crate::ops::transformer::{embedding, Launcher};
 
 /// `y = x W^T + bias` with an ordinary weight tensor `[out_features, in_features]`.
+///
+/// ```
+/// use codecllm::nn::DenseLinear;
+/// let weight = tch::Tensor::from_slice(&[1f32, 2.0]).view([1, 2]);
+/// let linear = DenseLinear::new("fc.weight", weight, None)?;
+/// let y = linear.try_forward(&tch::Tensor::from_slice(&[3f32, 4.0]))?;
+/// assert_eq!((y.double_value(&[0]), linear.weight_bytes()), (11.0, 8));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct DenseLinear {
     tensor_path: String,

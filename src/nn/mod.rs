@@ -19,10 +19,12 @@ pub use compressed::DecodeCounters;
 pub(crate) use compressed::{view_of, ChecksumPolicy};
 pub use compressed_embedding::CompressedEmbedding;
 pub use compressed_linear::{default_fused_rows, CompressedLinear};
+pub(crate) use compressed_linear::{GPU_SCRATCH_BYTES, SCRATCH_BYTES};
 pub use dense::{DenseEmbedding, DenseLinear};
 pub use merged_linear::MergedLinear;
 pub use operator::set_operator_fused_rows;
 pub(crate) use recorder::{Passage, Recorder};
+pub(crate) use switch_over::DEFAULT_ROWS as GPU_FUSED_ROWS;
 
 use tch::Tensor;
 

@@ -14,7 +14,7 @@ use crate::ops::cuda::MOST_ROWS;
 use crate::ops::transformer::Launcher;
 
 /// Before it was measured.
-pub(super) const DEFAULT_ROWS: usize = 16;
+pub(crate) const DEFAULT_ROWS: usize = 16;
 
 /// Up to so many rows fused is always faster: decoding for one row takes as long as for these.
 const NEVER_MEASURED_BELOW: usize = 8;

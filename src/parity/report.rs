@@ -145,6 +145,14 @@ impl Report {
 /// Compares the model `compressed` with the model `reference`: directories, or TorchScript files whose `forward` takes token ids
 /// `[1, seq]` and gives logits `[1, seq, vocab]`, alone or first.
 ///
+/// ```no_run
+/// use codecllm::parity::{compare, Options};
+/// let report = compare("model", "out", &Options::new("text.txt"), &mut |_| {})?;
+/// report.check(0.01)?; // nats
+/// std::fs::write("report.html", report.html()?).map_err(|e| codecllm::Error::io("report.html", e))?;
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// What loading and generating report; `InvalidArgument` for a text shorter than one window, a window that the models do not
 /// allow, models of different vocabularies or tokenizers, or a tokenizer that does not belong to its model; `Corrupt` where logits

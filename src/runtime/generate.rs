@@ -2,26 +2,18 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tch::{Kind, Tensor};
 
-use super::stop::{StopReason, StopStrings};
-use super::tokenizer::{TextStream, Tokenizer};
-use super::{ChatTemplate, Language, LoadOptions, Message, Model, Sampler, SamplerOptions};
+use super::continuation::{Continuation, Ending};
+use super::prompt::{Prompt, PromptLimits};
+use super::stop::StopReason;
+use super::tokenizer::Tokenizer;
+use super::{ChatTemplate, Language, LoadOptions, Model, SamplerOptions};
 use crate::error::{Error, Result, TorchContext};
 use crate::model::{DecodeStep, KvCache, LogitsOf};
-
-/// What to continue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Prompt {
-    /// A text as it is.
-    Text(String),
-    /// A conversation, for the model to say the next turn of.
-    Chat(Vec<Message>),
-    /// Token ids.
-    Tokens(Vec<u32>),
-}
 
 /// How to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,10 +70,23 @@ pub struct Generation {
 }
 
 /// A model with all that turns text into tokens and back.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
+/// let generator = Generator::open("model", &LoadOptions::default())?;
+/// let prompts = ["Once upon a time", "One day"].map(|text| Prompt::Text(text.to_owned()));
+/// let answers = generator.generate(&prompts, &GenerateOptions::default(), &mut |piece| {
+///     print!("{}", piece.text);
+///     ControlFlow::Continue(())
+/// })?;
+/// println!("{} tokens/s", answers[0].tokens_per_second);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Generator {
     model: Model,
-    language: Language,
+    language: Arc<Language>,
 }
 
 impl Generator {
@@ -92,7 +97,7 @@ impl Generator {
     pub fn open(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let dir = dir.as_ref();
         // The small files first: a broken one is reported before a large model is read.
-        let language = Language::open(dir)?;
+        let language = Arc::new(Language::open(dir)?);
         Ok(Self { model: Model::load(dir, options)?, language })
     }
 
@@ -106,8 +111,14 @@ impl Generator {
         &self.language.tokenizer
     }
 
-    pub(crate) fn language(&self) -> &Language {
+    pub(crate) fn language(&self) -> &Arc<Language> {
         &self.language
+    }
+
+    /// The model alone.
+    #[cfg(feature = "serve")]
+    pub(crate) fn into_model(self) -> Model {
+        self.model
     }
 
     /// The chat template, if the model has one.
@@ -137,7 +148,8 @@ impl Generator {
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>> {
         let ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>>>()?;
-        ids.iter().enumerate().try_for_each(|(i, ids)| self.check_prompt(i, ids))?;
+        let limits = PromptLimits::new(self.model.llama().config(), self.model.context());
+        ids.iter().enumerate().try_for_each(|(i, ids)| limits.check(&format!("prompt {}", i + 1), ids))?;
         let mut answers = (ids.iter().enumerate())
             .map(|(i, ids)| Answer::new(&self.language.tokenizer, i, ids, options))
             .collect::<Result<Vec<_>>>()?;
@@ -148,9 +160,9 @@ impl Generator {
         let prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         loop {
-            let next = self.pick(&mut answers, &scores, options, on_piece)?;
+            let next = self.pick(&mut answers, &scores, on_piece)?;
             for answer in answers.iter_mut().filter(|_| cache.len() == cache.capacity()) {
-                answer.end_if_running(StopReason::Context, on_piece)?;
+                answer.end_if_running(StopReason::Context, &self.language, on_piece)?;
             }
             answers.iter_mut().for_each(|answer| answer.note_time(start));
             if answers.iter().all(|answer| answer.ended.is_some()) {
@@ -160,31 +172,6 @@ impl Generator {
             answers.iter_mut().filter(|answer| answer.ended.is_none()).for_each(|answer| answer.steps += 1);
         }
         Ok(answers.into_iter().map(|answer| answer.into_generation(prefill_seconds)).collect())
-    }
-
-    fn check_prompt(&self, index: usize, ids: &[u32]) -> Result<()> {
-        let subject = format!("prompt {}", index + 1);
-        if ids.is_empty() {
-            return Err(Error::invalid(subject, "is empty, wanted at least one token"));
-        }
-        let (context, config) = (self.model.context(), self.model.llama().config());
-        if ids.len() > context {
-            let most = config.max_position_embeddings;
-            let cure = if context < most {
-                format!("shorten it or raise the context (--context, at most {most} for this model)")
-            } else {
-                "shorten it".to_owned()
-            };
-            let message = format!("is {} tokens, wanted at most {context}, the context; {cure}", ids.len());
-            return Err(Error::invalid(subject, message));
-        }
-        match ids.iter().find(|&&id| id as usize >= config.vocab_size) {
-            None => Ok(()),
-            Some(id) => Err(Error::invalid(
-                subject,
-                format!("has token {id}, wanted one below vocab_size = {}", config.vocab_size),
-            )),
-        }
     }
 
     /// Runs the prompts, padded on the left to the `longest`; the cache has room for the answers.
@@ -210,7 +197,7 @@ impl Generator {
     /// Runs one token a sequence. Where the likeliest is wanted and the GPU has found it, the logits stay there.
     fn decode(&self, tokens: &[i64], cache: &mut KvCache, options: &GenerateOptions) -> Result<Scores> {
         let llama = self.model.llama();
-        if options.sampling.temperature == 0.0 && DecodeStep::fits(llama, cache) {
+        if options.sampling.is_greedy() && DecodeStep::fits(llama, cache) {
             let mut step = DecodeStep::new(llama, cache)?;
             let _ = step.run(tokens)?;
             return step.tokens().map(Scores::Likeliest);
@@ -223,13 +210,12 @@ impl Generator {
     /// Picks each answer's next token; an answer that has ended gets 0.
     fn pick(
         &self,
-        answers: &mut [Answer<'_>],
+        answers: &mut [Answer],
         scores: &Scores,
-        options: &GenerateOptions,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<i64>> {
         let logits = match scores {
-            Scores::Likeliest(tokens) => return self.take_likeliest(answers, tokens, options, on_piece),
+            Scores::Likeliest(tokens) => return self.take_likeliest(answers, tokens, on_piece),
             Scores::Logits(logits) => logits,
         };
         let logits =
@@ -240,12 +226,7 @@ impl Generator {
         for (answer, row) in answers.iter_mut().zip(rows) {
             next.push(match answer.ended {
                 Some(_) => 0,
-                None => answer.take_token(
-                    |sampler| sampler.sample(row),
-                    &self.language.stop_tokens,
-                    options,
-                    on_piece,
-                )?,
+                None => answer.take_token(|continuation| continuation.pick(row), &self.language, on_piece)?,
             });
         }
         Ok(next)
@@ -254,16 +235,15 @@ impl Generator {
     /// As [`Generator::pick`], where each answer's likeliest token is known.
     fn take_likeliest(
         &self,
-        answers: &mut [Answer<'_>],
+        answers: &mut [Answer],
         tokens: &[i64],
-        options: &GenerateOptions,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<i64>> {
         let mut next = Vec::with_capacity(answers.len());
         for (answer, &token) in answers.iter_mut().zip(tokens) {
             next.push(match answer.ended {
                 Some(_) => 0,
-                None => answer.take_token(|_| known(token), &self.language.stop_tokens, options, on_piece)?,
+                None => answer.take_token(|_| known(token), &self.language, on_piece)?,
             });
         }
         Ok(next)
@@ -284,12 +264,10 @@ fn known(token: i64) -> Result<u32> {
 }
 
 /// An answer in the making.
-struct Answer<'a> {
+struct Answer {
     prompt: usize,
     prompt_tokens: usize,
-    sampler: Sampler,
-    stream: TextStream<'a>,
-    stops: StopStrings,
+    continuation: Continuation,
     token_ids: Vec<u32>,
     text: String,
     ended: Option<StopReason>,
@@ -297,16 +275,13 @@ struct Answer<'a> {
     steps: usize,
 }
 
-impl<'a> Answer<'a> {
-    fn new(tokenizer: &'a Tokenizer, prompt: usize, ids: &[u32], options: &GenerateOptions) -> Result<Self> {
-        let mut sampling = options.sampling.clone();
-        sampling.seed = sampling.seed.wrapping_add(prompt as u64);
+impl Answer {
+    fn new(tokenizer: &Tokenizer, prompt: usize, ids: &[u32], options: &GenerateOptions) -> Result<Self> {
+        let seed = options.sampling.seed.wrapping_add(prompt as u64);
         Ok(Self {
             prompt,
             prompt_tokens: ids.len(),
-            sampler: Sampler::new(&sampling)?,
-            stream: TextStream::after(tokenizer, ids)?,
-            stops: StopStrings::new(&options.stop_strings),
+            continuation: Continuation::after(tokenizer, ids, options, seed)?,
             token_ids: Vec::new(),
             text: String::new(),
             ended: None,
@@ -318,59 +293,46 @@ impl<'a> Answer<'a> {
     /// Picks a token and takes it in. Returns it.
     fn take_token(
         &mut self,
-        pick: impl FnOnce(&mut Sampler) -> Result<u32>,
-        stop_tokens: &[u32],
-        options: &GenerateOptions,
+        pick: impl FnOnce(&mut Continuation) -> Result<u32>,
+        language: &Language,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<i64> {
-        if options.max_new_tokens == 0 {
-            self.end(StopReason::MaxNewTokens, on_piece)?;
+        if self.continuation.is_full() {
+            self.end_if_running(StopReason::MaxNewTokens, language, on_piece)?;
             return Ok(0);
         }
-        let token = pick(&mut self.sampler)?;
-        if stop_tokens.contains(&token) && !options.ignore_stop_tokens {
-            self.end(StopReason::StopToken(token), on_piece)?;
-            return Ok(i64::from(token));
+        let token = pick(&mut self.continuation)?;
+        let taken = self.continuation.take(token, language)?;
+        if taken.kept {
+            self.token_ids.push(token);
         }
-        self.token_ids.push(token);
-        let (text, stop) = self.stops.push(&self.stream.push(token)?);
-        self.show(&text, on_piece);
-        if let Some(stop) = stop {
-            self.ended = Some(StopReason::StopString(stop));
-        } else if self.ended.is_none() && self.token_ids.len() >= options.max_new_tokens {
-            self.end(StopReason::MaxNewTokens, on_piece)?;
+        self.show(&taken.text, on_piece);
+        if let Some(ending) = taken.ending {
+            self.close(ending, on_piece);
         }
         Ok(i64::from(token))
-    }
-
-    /// Ends the answer, with the text that was held back.
-    fn end(
-        &mut self,
-        reason: StopReason,
-        on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
-        self.ended = Some(reason);
-        let (text, stop) = self.stops.push(&self.stream.finish()?);
-        self.show(&text, on_piece);
-        match stop {
-            Some(stop) => self.ended = Some(StopReason::StopString(stop)),
-            None => {
-                let held = self.stops.finish();
-                self.show(&held, on_piece);
-            }
-        }
-        Ok(())
     }
 
     fn end_if_running(
         &mut self,
         reason: StopReason,
+        language: &Language,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         if self.ended.is_none() {
-            self.end(reason, on_piece)
-        } else {
-            Ok(())
+            let ending = self.continuation.end(reason, &language.tokenizer)?;
+            self.close(ending, on_piece);
+        }
+        Ok(())
+    }
+
+    /// Shows the text that was held back, unless the caller has asked for an end.
+    fn close(&mut self, ending: Ending, on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>) {
+        if self.ended.is_none() {
+            self.show(&ending.text, on_piece);
+        }
+        if self.ended.is_none() || matches!(ending.reason, StopReason::StopString(_)) {
+            self.ended = Some(ending.reason);
         }
     }
 
@@ -394,7 +356,7 @@ impl<'a> Answer<'a> {
         let decode_seconds = self.decode_seconds.unwrap_or(0.0);
         Generation {
             text: self.text,
-            new_tokens: self.token_ids.len(),
+            new_tokens: self.continuation.new_tokens(),
             token_ids: self.token_ids,
             prompt_tokens: self.prompt_tokens,
             prefill_seconds,

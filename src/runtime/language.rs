@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::chat::ChatTemplate;
-use super::generate::Prompt;
+use super::prompt::Prompt;
 use super::stop::stop_tokens;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{nn, Device, Kind};
 
-use crate::checkpoint::{CheckpointWeights, Reader, TensorInfo};
+use crate::checkpoint::{is_unused, CheckpointWeights, Reader, TensorInfo};
 use crate::codec::Checksums;
 use crate::cuda;
 use crate::error::{Error, Result};
@@ -51,6 +51,16 @@ impl Default for LoadOptions {
 }
 
 /// A Llama and the VarStore that owns its weights.
+///
+/// ```no_run
+/// use codecllm::runtime::{LoadOptions, Model};
+/// let model = Model::load("model", &LoadOptions { kind: tch::Kind::BFloat16, ..LoadOptions::default() })?;
+/// let mut cache = model.new_cache(1, 128)?;
+/// let ids = tch::Tensor::from_slice(&[1i64, 42]).unsqueeze(0);
+/// let logits = model.llama().prefill(&ids, &mut cache)?; // [1, 1, vocab]
+/// println!("{} bytes of weights, {} tokens seen", model.weight_bytes(), cache.len());
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     var_store: nn::VarStore,
@@ -183,11 +193,7 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
 /// A tensor that nothing was made of means that the model computes something else than the checkpoint's.
 fn check_leftovers(reader: &Reader, var_store: &nn::VarStore, config: &LlamaConfig) -> Result<()> {
     let used = var_store.variables();
-    let harmless = |name: &str| {
-        // Old checkpoints store the rotary frequencies, and some a second copy of a tied table.
-        name.ends_with(".rotary_emb.inv_freq")
-            || (config.tie_word_embeddings && name.starts_with("lm_head.weight"))
-    };
+    let harmless = |name: &str| is_unused(name, config.tie_word_embeddings);
     match reader.names().find(|name| !used.contains_key(*name) && !harmless(name)) {
         None => Ok(()),
         Some(name) => Err(Error::unsupported(

@@ -6,13 +6,31 @@ pub fn peak_rss_bytes() -> Option<u64> {
 }
 
 /// The memory the process has resident now, bytes. `None` where the system does not say.
+///
+/// ```
+/// use codecllm::runtime::{peak_rss_bytes, rss_bytes};
+/// if let (Some(now), Some(peak)) = (rss_bytes(), peak_rss_bytes()) {
+///     assert!(0 < now && now <= peak + (1 << 20));
+/// }
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn rss_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
-/// A line such as `VmHWM:     1234 kB` of Linux's `/proc/self/status`.
+/// The memory that processes can still have without anything being swapped out, bytes. `None` where the system does not say.
+#[cfg(feature = "serve")]
+pub(crate) fn available_bytes() -> Option<u64> {
+    field_bytes("/proc/meminfo", "MemAvailable:")
+}
+
 fn status_bytes(field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    field_bytes("/proc/self/status", field)
+}
+
+/// A line such as `VmHWM:     1234 kB` of a file of Linux's `/proc`.
+fn field_bytes(file: &str, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(file).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)

@@ -27,6 +27,11 @@ impl Default for SamplerOptions {
 }
 
 impl SamplerOptions {
+    /// Whether they always pick the likeliest token.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
     fn check(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return Err(Error::invalid("temperature", format!("{}, wanted 0 or more", self.temperature)));
@@ -73,7 +78,7 @@ impl Sampler {
     /// `Corrupt` if there is no largest logit: none at all, NaN, or positive infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         let best = likeliest(logits)?;
-        if self.options.temperature == 0.0 {
+        if self.options.is_greedy() {
             return Ok(best);
         }
         let candidates = self.candidates(logits, best);

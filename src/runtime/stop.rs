@@ -20,6 +20,8 @@ pub enum StopReason {
     Context,
     /// The caller asked for an end.
     Interrupted,
+    /// The time given to it is over.
+    Deadline,
 }
 
 /// The stop tokens of the model directory `dir`: every `eos_token_id`, a number or a list, of

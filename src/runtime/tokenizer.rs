@@ -2,12 +2,24 @@
 
 use std::path::Path;
 
+use super::token_bytes::ByteTokens;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The tokenizer of a model, from its `tokenizer.json`.
+///
+/// ```no_run
+/// use codecllm::runtime::{TextStream, Tokenizer};
+/// let tokenizer = Tokenizer::from_dir("model")?;
+/// let ids = tokenizer.encode("Once upon a time", true)?;
+/// assert_eq!(tokenizer.decode(&ids)?, "Once upon a time");
+/// let mut stream = TextStream::after(&tokenizer, &ids)?;
+/// print!("{}", stream.push(29892)?);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    byte_tokens: ByteTokens,
 }
 
 impl Tokenizer {
@@ -33,7 +45,8 @@ impl Tokenizer {
             Error::corrupt(subject, "has a truncation that cannot be turned off").with_source(e)
         })?;
         inner.with_padding(None);
-        Ok(Self { inner })
+        let byte_tokens = ByteTokens::of(&inner);
+        Ok(Self { inner, byte_tokens })
     }
 
     /// The tokens of `text`, with those the model expects around a text (such as `<s>`) if `add_special`.
@@ -63,6 +76,21 @@ impl Tokenizer {
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
+
+    /// How token `id` is spelled in the vocabulary.
+    pub(super) fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// What token `id` reads as if it was added to the model's own vocabulary, as special tokens are.
+    pub(super) fn added_token(&self, id: u32) -> Option<String> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&id).map(|token| token.content.clone())
+    }
+
+    pub(super) fn byte_tokens(&self) -> ByteTokens {
+        self.byte_tokens
+    }
 }
 
 /// Runs code of the tokenizers crate, which panics on some files that are no tokenizers: whoever loads a stranger's model gets an
@@ -87,12 +115,7 @@ fn tokenizer_error(subject: &str, error: tokenizers::Error) -> Error {
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// Tokens whose text is out, then those held back because a character is incomplete.
-    window: Vec<u32>,
-    /// How many tokens of the window are out.
-    shown: usize,
-    /// Bytes of the window's text that are out.
-    shown_bytes: usize,
+    window: TextWindow,
 }
 
 impl<'a> TextStream<'a> {
@@ -101,6 +124,39 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn after(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self> {
+        Ok(Self { tokenizer, window: TextWindow::after(tokenizer, prompt)? })
+    }
+
+    /// The text that token `id` completes; empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.window.push(self.tokenizer, id)
+    }
+
+    /// The text still held back: what is left of an incomplete character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn finish(&mut self) -> Result<String> {
+        self.window.finish(self.tokenizer)
+    }
+}
+
+/// The window of a [`TextStream`], for who owns no tokenizer: the same one is wanted at every call.
+#[derive(Debug)]
+pub(crate) struct TextWindow {
+    /// Tokens whose text is out, then those held back because a character is incomplete.
+    window: Vec<u32>,
+    /// How many tokens of the window are out.
+    shown: usize,
+    /// Bytes of the window's text that are out.
+    shown_bytes: usize,
+}
+
+impl TextWindow {
+    pub(crate) fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<Self> {
         // The shortest end of the prompt that reads as something, all of it if nothing does.
         let mut text = String::new();
         let mut start = prompt.len();
@@ -109,30 +165,22 @@ impl<'a> TextStream<'a> {
             text = tokenizer.decode(prompt.get(start..).unwrap_or_default())?;
         }
         let window = prompt.get(start..).unwrap_or_default().to_vec();
-        Ok(Self { tokenizer, shown: window.len(), window, shown_bytes: text.len() })
+        Ok(Self { shown: window.len(), window, shown_bytes: text.len() })
     }
 
-    /// The text that token `id` completes; empty while a character is incomplete.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn push(&mut self, id: u32) -> Result<String> {
+    pub(crate) fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.window.push(id);
-        let text = self.tokenizer.decode(&self.window)?;
+        let text = tokenizer.decode(&self.window)?;
         if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
         let new = self.unseen(&text);
-        self.slide(text.len())?;
+        self.slide(tokenizer, text.len())?;
         Ok(new)
     }
 
-    /// The text still held back: what is left of an incomplete character.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn finish(&mut self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.window)?;
+    pub(crate) fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let text = tokenizer.decode(&self.window)?;
         let new = self.unseen(&text);
         self.shown = self.window.len();
         self.shown_bytes = text.len();
@@ -145,9 +193,9 @@ impl<'a> TextStream<'a> {
 
     /// Drops the tokens before the newest from the window, if those read as something by themselves: a decoder
     /// may swallow the first space of its input, and an empty text would hide that.
-    fn slide(&mut self, window_bytes: usize) -> Result<()> {
+    fn slide(&mut self, tokenizer: &Tokenizer, window_bytes: usize) -> Result<()> {
         let newest = self.window.get(self.shown..).unwrap_or_default().to_vec();
-        let text = self.tokenizer.decode(&newest)?;
+        let text = tokenizer.decode(&newest)?;
         self.shown_bytes = window_bytes;
         if !text.is_empty() {
             self.window = newest;

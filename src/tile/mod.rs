@@ -22,6 +22,15 @@ pub const LANE_REGISTERS: usize = 16;
 pub const MAX_TILE_CELLS: usize = (1 << 16) - 1;
 
 /// How a matrix is cut into tiles, in row-major order.
+///
+/// ```
+/// use codecllm::tile::TileGrid;
+/// let grid = TileGrid::new(100, 300, 16, 256, "w")?;
+/// assert_eq!((grid.tiles_down(), grid.tiles_across(), grid.tile_count()), (7, 2, 14));
+/// let corner = grid.tile(13); // what of it is inside
+/// assert_eq!((corner.row, corner.col, corner.rows, corner.cols), (96, 256, 4, 44));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileGrid {
     rows: usize,

@@ -43,6 +43,16 @@ const BUFFERS: c_int = 1;
 /// A TorchScript module, patched or not, with the extra files of its archive.
 ///
 /// The methods that run it are named as those of [`tch::CModule`] and may be called from several threads at once.
+///
+/// ```no_run
+/// use codecllm::torchscript::{patch_linears, Module, PatchOptions};
+/// use tch::{Device, Kind, Tensor};
+/// let mut module = Module::load("model.pt", Device::Cpu)?;
+/// patch_linears(&mut module, &PatchOptions::default())?;
+/// let y = module.forward_ts(&[Tensor::zeros([1, 16], (Kind::Float, Device::Cpu))])?;
+/// module.save("patched.pt")?;
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Module {
     raw: *mut RawModule,

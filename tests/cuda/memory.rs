@@ -74,7 +74,7 @@ fn a_full_gpu_is_told_with_both_figures_and_the_process_goes_on() {
     let error = model.new_cache(64, 1 << 20).unwrap_err();
     assert_eq!((error.kind(), error.subject()), (ErrorKind::OutOfMemory, "key-value cache"), "{error}");
     println!("{error}");
-    assert_eq!(number(&error, "needs ", " bytes for 1048576 tokens of each sequence"), 65_536 * 64 << 20);
+    assert_eq!(number(&error, "needs ", " bytes for 1048576 tokens of each sequence"), (65_536 * 64) << 20);
     let free = number(&error, "of each sequence, ", " are free");
     let room = number(&error, "room for ", " tokens");
     assert_eq!(room, free / (64 * 65_536), "{error}");

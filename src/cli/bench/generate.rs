@@ -3,11 +3,10 @@
 //! Each of the two models runs in a process of its own, one after the other: libtorch keeps the memory of tensors that are
 //! gone, and the peak of the second would count it.
 
-mod child;
+pub(super) mod child;
 mod decode;
 mod measure;
 mod report;
-mod shape;
 mod text;
 mod weights;
 
@@ -16,13 +15,15 @@ use clap::ValueEnum;
 use codecllm::cuda::device_info;
 use tch::Kind;
 
+pub(super) use self::measure::{load, median};
 use self::measure::{measure, Workload};
-use self::report::{Report, Which};
-use self::shape::Shape;
-use super::{budget, DeviceArg, TORCH_VERSION};
+use self::report::Report;
+pub(super) use self::report::Which;
+use super::{budget, DeviceArg};
 use crate::cli::device::ORDINAL;
 use crate::cli::model::at_least_one;
 use crate::cli::output::Output;
+use crate::cli::shape::Shape;
 use crate::cli::steps::Steps;
 
 const EXAMPLES: &str = "\
@@ -74,6 +75,22 @@ enum HalfArg {
     Bf16,
 }
 
+impl HalfArg {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Fp16 => Kind::Half,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 impl Args {
     pub(super) fn device(&self) -> DeviceArg {
         self.device
@@ -90,10 +107,7 @@ impl Args {
         Ok(Workload {
             config,
             bits: self.bits,
-            kind: match self.dtype {
-                HalfArg::Fp16 => Kind::Half,
-                HalfArg::Bf16 => Kind::BFloat16,
-            },
+            kind: self.dtype.kind(),
             device: self.device,
             batches,
             prompt_tokens: prompt,
@@ -124,6 +138,6 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         DeviceArg::Cuda => Some(device_info(ORDINAL)?),
     };
     let [dense, compressed] = [figures.remove(0), figures.remove(0)];
-    let report = Report::new(args.config.name(), device, TORCH_VERSION, &workload, dense, compressed);
+    let report = Report::new(args.config.name(), device, args.dtype.name(), &workload, dense, compressed);
     output.report(&report, text::report)
 }

@@ -3,7 +3,6 @@
 use tch::{nn, Kind, TchError, Tensor};
 
 use super::step::Step;
-use super::KvCache;
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
@@ -77,22 +76,20 @@ impl Attention {
         self.linears().map(Linear::weight_bytes).iter().sum()
     }
 
-    /// `x` `[batch, seq, hidden]` to the same shape; appends its keys and values to `cache`.
-    pub(super) fn forward(&self, x: &Tensor, step: &Step, cache: &mut KvCache) -> Result<Tensor> {
+    /// `x` `[batch, seq, hidden]` to the same shape; leaves its keys and values in `context`.
+    pub(super) fn forward(&self, x: &Tensor, step: &Step, context: &mut dyn Context) -> Result<Tensor> {
         let (query, key) = (self.query.try_forward(x)?, self.key.try_forward(x)?);
         let value = self.value.try_forward(x)?;
-        let attended = self.attend(&query, &key, &value, step, cache).about(&self.path)?;
+        let attended = self.attend([&query, &key, &value], step, context).about(&self.path)?;
         self.output.try_forward(&attended)
     }
 
-    /// Projected `query` and `key`, `value` `[batch, seq, heads * head_dim]` to `[batch, seq, heads * head_dim]`.
+    /// Projected query, key and value `[batch, seq, heads * head_dim]` to `[batch, seq, heads * head_dim]`.
     fn attend(
         &self,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
+        [query, key, value]: [&Tensor; 3],
         step: &Step,
-        cache: &mut KvCache,
+        context: &mut dyn Context,
     ) -> std::result::Result<Tensor, TchError> {
         let (batch, seq, width) = query.size3()?;
         let kind = query.kind();
@@ -100,21 +97,42 @@ impl Attention {
         let both = Tensor::f_cat(&[query, key], -1)?;
         let both = both.f_view([batch, seq, self.heads + self.kv_heads, self.head_dim])?;
         let both = step.rope.rotate(&both)?.f_transpose(1, 2)?;
-        let query = both.f_narrow(1, 0, self.heads)?.f_to_kind(cache.kind())?;
+        let query = both.f_narrow(1, 0, self.heads)?.f_to_kind(context.kind())?;
         let key = both.f_narrow(1, self.heads, self.kv_heads)?;
         let value = value.f_view([batch, seq, self.kv_heads, self.head_dim])?.f_transpose(1, 2)?;
-        let (keys, values) = cache.append(self.layer, &key, &value)?;
-        let (mut grouped, mask) = (self.heads != self.kv_heads, step.mask.as_ref());
-        let (mut keys, mut values) = (keys, values);
-        if grouped && query.device().is_cuda() && (mask.is_some() || query.kind() == Kind::Float) {
-            // No kernel takes both shared keys and a mask, or FP32: libtorch would fall back to all scores in memory.
-            keys = keys.f_repeat_interleave_self_int(self.heads / self.kv_heads, 1, None)?;
-            values = values.f_repeat_interleave_self_int(self.heads / self.kv_heads, 1, None)?;
-            grouped = false;
-        }
-        let causal = step.causal;
-        let attended =
-            Tensor::f_scaled_dot_product_attention(&query, &keys, &values, mask, 0.0, causal, None, grouped)?;
+        let attended = context.attend(self.layer, step, [&query, &key, &value])?;
         attended.f_transpose(1, 2)?.f_to_kind(kind)?.f_reshape([batch, seq, width])
     }
+}
+
+/// What the queries of a pass attend to, and where its keys and values go.
+pub(super) trait Context {
+    /// The dtype of keys and values, and so of the queries.
+    fn kind(&self) -> Kind;
+
+    /// Turned queries `[batch, heads, seq, head_dim]`, and keys and values `[batch, kv_heads, seq, head_dim]` of the pass's tokens
+    /// in `layer`, to `[batch, heads, seq, head_dim]`.
+    fn attend(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        projected: [&Tensor; 3],
+    ) -> std::result::Result<Tensor, TchError>;
+}
+
+/// Attention of `query` `[batch, heads, seq, head_dim]` over keys and values `[batch, kv_heads, tokens, head_dim]`.
+pub(super) fn dot_product(
+    query: &Tensor,
+    [mut keys, mut values]: [Tensor; 2],
+    step: &Step,
+) -> std::result::Result<Tensor, TchError> {
+    let (heads, kv_heads) = (query.size4()?.1, keys.size4()?.1);
+    let (mut grouped, mask) = (heads != kv_heads, step.mask.as_ref());
+    if grouped && query.device().is_cuda() && (mask.is_some() || query.kind() == Kind::Float) {
+        // No kernel takes both shared keys and a mask, or FP32: libtorch would fall back to all scores in memory.
+        keys = keys.f_repeat_interleave_self_int(heads / kv_heads, 1, None)?;
+        values = values.f_repeat_interleave_self_int(heads / kv_heads, 1, None)?;
+        grouped = false;
+    }
+    Tensor::f_scaled_dot_product_attention(query, &keys, &values, mask, 0.0, step.causal, None, grouped)
 }

@@ -2,8 +2,11 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::attention::{dot_product, Context};
 use super::cache_memory::CacheMemory;
+use super::step::Step;
 use super::step_graph::StepGraph;
+use super::step_launches::StepPlanes;
 use crate::error::{Error, Result, TorchContext};
 use crate::model::LlamaConfig;
 use crate::ops::transformer::CachePlanes;
@@ -15,6 +18,18 @@ use crate::ops::transformer::CachePlanes;
 ///
 /// On the CPU the cache is FP32 in every dtype: attention over FP16 or BF16 keys is several times slower
 /// there. Its pages are touched, and so take memory, only as tokens come.
+///
+/// ```
+/// use codecllm::model::{KvCache, LlamaConfig};
+/// use tch::{Device, Kind};
+/// let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+///     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+/// let config = LlamaConfig::from_json(json, "config.json")?;
+/// let cache = KvCache::new(&config, 3, 100, Kind::Half, Device::Cpu)?;
+/// // Keys and values, two layers, three sequences, two heads of 16, FP32.
+/// assert_eq!((cache.len(), cache.bytes()), (0, 2 * 2 * 3 * 2 * 16 * 100 * 4));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -112,6 +127,12 @@ impl KvCache {
         self.capacity as usize
     }
 
+    /// Bytes of the keys and values of as many tokens as it can hold.
+    pub fn bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.numel() * self.kind.elt_size_in_bytes();
+        self.layers.iter().map(|layer| bytes(&layer.keys) + bytes(&layer.values)).sum()
+    }
+
     /// Forgets all tokens after the first `length`; more than there are changes nothing.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(i64::try_from(length).unwrap_or(i64::MAX));
@@ -123,14 +144,6 @@ impl KvCache {
 
     pub(super) fn device(&self) -> Device {
         self.device
-    }
-
-    /// All slots of one layer, the free ones too.
-    pub(super) fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
-        let planes = self.layers.get(layer);
-        planes
-            .map(|LayerCache { keys, values }| CachePlanes { keys, values })
-            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
     }
 
     /// Lends the captured decoding step, if there is one.
@@ -170,23 +183,48 @@ impl KvCache {
 
     /// Stores the `keys` and `values` `[batch, heads, seq, head_dim]` of the current tokens in `layer` and
     /// returns all up to and including them.
-    pub(super) fn append(
+    fn append(
         &mut self,
         layer: usize,
         keys: &Tensor,
         values: &Tensor,
-    ) -> std::result::Result<(Tensor, Tensor), TchError> {
+    ) -> std::result::Result<[Tensor; 2], TchError> {
         let (start, seq) = (self.length, keys.size4()?.2);
         let Some(cache) = self.layers.get_mut(layer) else {
             return Err(TchError::Shape(format!("the cache has no layer {layer}")));
         };
         cache.keys.f_narrow(2, start, seq)?.f_copy_(keys)?;
         cache.values.f_narrow(2, start, seq)?.f_copy_(values)?;
-        Ok((cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?))
+        Ok([cache.keys.f_narrow(2, 0, start + seq)?, cache.values.f_narrow(2, 0, start + seq)?])
     }
 
     /// Counts the current `seq` tokens as seen, once every layer has stored them.
     pub(super) fn advance(&mut self, seq: i64) {
         self.length += seq;
+    }
+}
+
+impl Context for KvCache {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        step: &Step,
+        [query, key, value]: [&Tensor; 3],
+    ) -> std::result::Result<Tensor, TchError> {
+        let held = self.append(layer, key, value)?;
+        dot_product(query, held, step)
+    }
+}
+
+impl StepPlanes for KvCache {
+    fn planes(&self, layer: usize) -> Result<CachePlanes<'_>> {
+        let planes = self.layers.get(layer);
+        planes
+            .map(|LayerCache { keys, values }| CachePlanes { keys, values, table: None })
+            .ok_or_else(|| Error::invalid("key-value cache", format!("has no layer {layer}")))
     }
 }

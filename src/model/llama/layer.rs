@@ -2,11 +2,10 @@
 
 use tch::{nn, Tensor};
 
-use super::attention::Attention;
+use super::attention::{Attention, Context};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
 use super::step::Step;
-use super::KvCache;
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
 use crate::model::LlamaConfig;
@@ -45,10 +44,10 @@ impl Layer {
     }
 
     /// `hidden` `[batch, seq, hidden]` to the same shape.
-    pub(super) fn forward(&self, hidden: &Tensor, step: &Step, cache: &mut KvCache) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.input_norm.forward(hidden)?, step, cache)?;
+    pub(super) fn forward(&self, hidden: &Tensor, step: &Step, context: &mut dyn Context) -> Result<Tensor> {
+        let attended = self.attention.forward(&self.input_norm.forward(hidden)?, step, context)?;
         let hidden = hidden.f_add(&attended).about(self.attention.path())?;
-        let fed = self.mlp.forward(&self.post_attention_norm.forward(&hidden)?)?;
+        let fed = self.mlp.forward(&self.post_attention_norm.forward(&hidden)?, step.apart)?;
         hidden.f_add(&fed).about(self.mlp.path())
     }
 }

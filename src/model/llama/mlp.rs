@@ -1,6 +1,6 @@
 //! The feed-forward layer: `down(silu(gate(x)) * up(x))`.
 
-use tch::{nn, Tensor};
+use tch::{nn, TchError, Tensor};
 
 use crate::checkpoint::WeightSource;
 use crate::error::{Result, TorchContext};
@@ -53,11 +53,24 @@ impl Mlp {
         self.gate.weight_bytes() + self.up.weight_bytes() + self.down.weight_bytes()
     }
 
-    /// `x` `[batch, seq, hidden]` to the same shape.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `x` `[batch, seq, hidden]` to the same shape; where `apart`, each sequence as if it were alone.
+    pub(super) fn forward(&self, x: &Tensor, apart: bool) -> Result<Tensor> {
         let mut gated = self.gate.try_forward(x)?;
-        let _ = gated.f_silu_().about(&self.path)?;
+        if apart {
+            silu_apart(&gated).about(&self.path)?;
+        } else {
+            let _ = gated.f_silu_().about(&self.path)?;
+        }
         let _ = gated.f_mul_(&self.up.try_forward(x)?).about(&self.path)?;
         self.down.try_forward(&gated)
     }
+}
+
+/// SiLU of each row of `x` by itself: libtorch computes the last few elements of a tensor, and of a thread's share of it, in
+/// another way than those before them, and where a row ends would depend on the rows before it.
+fn silu_apart(x: &Tensor) -> std::result::Result<(), TchError> {
+    for row in 0..x.size().first().copied().unwrap_or_default() {
+        let _ = x.f_narrow(0, row, 1)?.f_silu_()?;
+    }
+    Ok(())
 }

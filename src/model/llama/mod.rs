@@ -1,6 +1,7 @@
 //! Llama: embedding, layers of attention and feed-forward, norm, head.
 
 mod attention;
+mod batch_scores;
 mod cache_memory;
 mod decode_step;
 mod kernels;
@@ -8,18 +9,25 @@ mod kv_cache;
 mod layer;
 mod mlp;
 mod norm;
+mod page_pool;
+mod paged_cache;
+mod paged_forward;
+mod paged_graphs;
 mod rope;
 mod step;
 mod step_graph;
 mod step_launches;
 
+pub use batch_scores::BatchScores;
 pub use decode_step::{DecodeStep, StepPart};
 pub use kv_cache::KvCache;
+pub use paged_cache::{PagedKvCache, PagedSequence};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{nn, Kind, Tensor};
 
+use self::attention::Context;
 use self::layer::Layer;
 use self::norm::RmsNorm;
 use self::rope::Rope;
@@ -31,9 +39,9 @@ use crate::nn::{BufferVersion, Embedding, Linear};
 use crate::ops::transformer::Launcher;
 
 /// Tokens of a prompt that pass through the model at once: enough for the matmuls, and a bound on memory.
-const PREFILL_TOKENS: i64 = 512;
+pub(crate) const PREFILL_TOKENS: i64 = 512;
 /// The same on a GPU, of all sequences together: a compressed weight is decoded once for each piece.
-const GPU_PREFILL_TOKENS: i64 = 8192;
+pub(crate) const GPU_PREFILL_TOKENS: i64 = 8192;
 
 /// Which positions of a forward pass get logits; the head is the widest layer of a small model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +244,11 @@ impl Llama {
         }
         cache.advance(seq);
         Ok(hidden)
+    }
+
+    /// The residual stream behind the last layer, of what it is before the first.
+    fn through_layers(&self, hidden: Tensor, step: &Step, context: &mut dyn Context) -> Result<Tensor> {
+        self.layers.iter().try_fold(hidden, |hidden, layer| layer.forward(&hidden, step, context))
     }
 
     /// Tells the weights of now from those of another time or model.

@@ -14,24 +14,50 @@ pub(super) struct Step {
     pub(super) mask: Option<Tensor>,
     /// Whether each query sees the keys up to its own: on a GPU, where that is faster than a mask and needs no scores in memory.
     pub(super) causal: bool,
+    /// Whether each row is computed as if it were alone, to the bit.
+    pub(super) apart: bool,
 }
 
 impl Step {
     /// The step that puts `seq` tokens of dtype `kind` behind those in `cache`.
     pub(super) fn new(rope: &Rope, cache: &KvCache, seq: i64, kind: Kind, device: Device) -> Result<Self> {
-        let start = cache.len() as i64;
-        let padded = cache.padding().iter().any(|&n| n > 0);
+        Self::padded(rope, cache.padding(), [cache.len() as i64, seq], (kind, device), cache.kind())
+    }
+
+    /// The step that puts the tokens of `hidden` `[1, seq, hidden]` behind `start` others of their sequence, whose keys are of
+    /// dtype `keys`.
+    pub(super) fn behind(rope: &Rope, start: i64, hidden: &Tensor, keys: Kind) -> Result<Self> {
+        let seq = hidden.size().get(1).copied().unwrap_or_default();
+        Self::padded(rope, &[0], [start, seq], (hidden.kind(), hidden.device()), keys)
+    }
+
+    /// The step of one token a sequence, `hidden` `[batch, 1, hidden]`, each at its own position. What each sees is up to the
+    /// context.
+    pub(super) fn rows(rope: &Rope, positions: &[i64], hidden: &Tensor) -> Result<Self> {
+        let rope = rope.tables(positions, 1, hidden.kind(), hidden.device())?;
+        // Where a GPU takes this way, its linears make no such promise.
+        Ok(Self { rope, mask: None, causal: false, apart: !hidden.device().is_cuda() })
+    }
+
+    fn padded(
+        rope: &Rope,
+        padding: &[i64],
+        [start, seq]: [i64; 2],
+        (kind, device): (Kind, Device),
+        keys: Kind,
+    ) -> Result<Self> {
+        let padded = padding.iter().any(|&n| n > 0);
         // Without padding one row of positions serves all sequences. Padding has positions below 0: no one sees it.
-        let rows = if padded { cache.padding() } else { &[0] };
+        let rows = if padded { padding } else { &[0] };
         let positions: Vec<i64> =
             rows.iter().flat_map(|pad| (start..start + seq).map(move |slot| slot - pad)).collect();
         let rope = rope.tables(&positions, seq, kind, device)?;
         let causal = device.is_cuda() && start == 0 && seq > 1 && !padded;
         let mask = match causal || (seq == 1 && !padded) {
             true => None,
-            false => Some(mask(rows, start, seq, (cache.kind(), device)).about("attention mask")?),
+            false => Some(mask(rows, start, seq, (keys, device)).about("attention mask")?),
         };
-        Ok(Self { rope, mask, causal })
+        Ok(Self { rope, mask, causal, apart: false })
     }
 }
 

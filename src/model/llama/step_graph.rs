@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::Tensor;
 
-use super::step_launches::{Launched, MergedLayer, StepBuffers, StepLaunches};
+use super::step_launches::{Launched, MergedLayer, StepBuffers, StepLaunches, StepPlanes};
 use super::{KvCache, Llama, WeightsMark};
 use crate::cuda::{Device, Graph, Stream};
 use crate::error::{Result, TorchContext};
@@ -37,22 +37,13 @@ impl StepGraph {
         let launcher = Launcher::on(cache.device())?;
         let device = launcher.device;
         llama.prepare_kernels(device)?;
-        let buffers = StepBuffers::new(&launcher, llama, cache)?;
+        let buffers = StepBuffers::new(&launcher, llama, cache.padding(), cache.kind())?;
+        let _ = buffers.lengths.shallow_clone().f_fill_(cache.len() as i64).about("lengths")?;
         let merged = llama.layers.iter().map(MergedLayer::of).collect::<Result<Vec<_>>>()?;
         let weights = llama.weights_mark()?;
-        device.synchronize(launcher.stream)?;
-        let launch =
-            |launched| launch(&StepParts { llama, cache, buffers: &buffers, merged: &merged }, launched);
         let workspace = Workspace::default();
-        let graph = alone_on_a_stream(device, |stream| {
-            workspace.during(|| {
-                let rehearsed = device.with_stream(stream, || launch(Launched::STEP));
-                // Also after an error: what is on its way writes to memory that is about to be given back.
-                let done = device.synchronize(stream);
-                rehearsed.and(done)?;
-                Graph::capture(device, stream, || launch(Launched::STEP))
-            })
-        })?;
+        let parts = StepParts { llama, cache, buffers: &buffers, merged: &merged };
+        let graph = parts.rehearsed_and_captured(&launcher, &workspace)?;
         let logits = buffers.logits.f_unsqueeze(1).about("logits")?;
         Ok(Self {
             graph,
@@ -89,7 +80,7 @@ impl StepGraph {
         let device = Launcher::on(cache.device())?.device;
         let parts = StepParts { llama, cache, buffers: &self.buffers, merged: &self.merged };
         let graph = alone_on_a_stream(device, |stream| {
-            self.workspace.during(|| Graph::capture(device, stream, || launch(&parts, launched)))
+            self.workspace.during(|| Graph::capture(device, stream, || parts.launch(device, launched)))
         })?;
         Ok((device, graph))
     }
@@ -121,7 +112,7 @@ impl StepGraph {
     pub(super) fn run_eager(&mut self, llama: &Llama, cache: &mut KvCache) -> Result<&Tensor> {
         self.begin(cache)?;
         let parts = StepParts { llama, cache, buffers: &self.buffers, merged: &self.merged };
-        launch(&parts, Launched::STEP)?;
+        parts.launch(Launcher::on(cache.device())?.device, Launched::STEP)?;
         Ok(self.end(cache))
     }
 
@@ -144,25 +135,43 @@ impl StepGraph {
     }
 
     fn set_length(&mut self, length: usize) -> Result<()> {
-        let _ = self.buffers.length.f_fill_(length as i64).about("length")?;
+        let _ = self.buffers.lengths.f_fill_(length as i64).about("lengths")?;
         self.device_length = Some(length);
         Ok(())
     }
 }
 
 /// What the launches of a step are made of.
-struct StepParts<'a> {
-    llama: &'a Llama,
-    cache: &'a KvCache,
-    buffers: &'a StepBuffers,
-    merged: &'a [MergedLayer],
+pub(super) struct StepParts<'a> {
+    pub(super) llama: &'a Llama,
+    pub(super) cache: &'a dyn StepPlanes,
+    pub(super) buffers: &'a StepBuffers,
+    pub(super) merged: &'a [MergedLayer],
 }
 
-/// Launches on libtorch's current stream.
-fn launch(parts: &StepParts<'_>, launched: Launched) -> Result<()> {
-    let &StepParts { llama, cache, buffers, merged } = parts;
-    let launcher = Launcher::on(cache.device())?;
-    StepLaunches { llama, cache, buffers, merged, launcher, launched }.all()
+impl StepParts<'_> {
+    /// The step as a graph, behind a rehearsal of it that loads what loads at the first use.
+    pub(super) fn rehearsed_and_captured(&self, launcher: &Launcher, workspace: &Workspace) -> Result<Graph> {
+        let device = launcher.device;
+        device.synchronize(launcher.stream)?;
+        let launch = || self.launch(device, Launched::STEP);
+        alone_on_a_stream(device, |stream| {
+            workspace.during(|| {
+                let rehearsed = device.with_stream(stream, launch);
+                // Also after an error: what is on its way writes to memory that is about to be given back.
+                let done = device.synchronize(stream);
+                rehearsed.and(done)?;
+                Graph::capture(device, stream, launch)
+            })
+        })
+    }
+
+    /// Launches on libtorch's current stream of `device`.
+    fn launch(&self, device: &Device, launched: Launched) -> Result<()> {
+        let &Self { llama, cache, buffers, merged } = self;
+        let launcher = Launcher::on(tch::Device::Cuda(device.ordinal))?;
+        StepLaunches { llama, cache, buffers, merged, launcher, launched }.all()
+    }
 }
 
 /// Calls `work` with a stream to capture on that nothing else is on: one for each thread and device, because libtorch keeps

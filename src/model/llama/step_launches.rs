@@ -1,13 +1,13 @@
 //! What a decoding step launches, in order, and the memory that the launches share.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::layer::Layer;
-use super::{KvCache, Llama};
+use super::Llama;
 use crate::error::{Result, TorchContext};
 use crate::nn::MergedLinear;
 use crate::ops::transformer::{
-    argmax, attention, rope_angles, rope_cache, swiglu, AttentionScratch, Launcher,
+    argmax, attention, rope_angles, rope_cache, swiglu, AttentionScratch, CachePlanes, Launcher,
 };
 
 /// Which launches to make.
@@ -15,7 +15,7 @@ use crate::ops::transformer::{
 pub(super) struct Launched {
     pub(super) linears: bool,
     pub(super) rest: bool,
-    /// Whether the cache is one token longer afterwards, for the device.
+    /// Whether each sequence is one token longer afterwards, for the device.
     pub(super) advance: bool,
 }
 
@@ -24,13 +24,19 @@ impl Launched {
     pub(super) const STEP: Self = Self { linears: true, rest: true, advance: true };
 }
 
+/// Where the keys and values of a step lie.
+pub(super) trait StepPlanes {
+    /// Of one layer, all slots, the free ones too.
+    fn planes(&self, layer: usize) -> Result<CachePlanes<'_>>;
+}
+
 /// All memory of a step, allocated once: its launches know it by address.
 #[derive(Debug)]
 pub(super) struct StepBuffers {
     /// `[batch]`, `Int64`: read at the begin of a step; at its end, the likeliest next ones.
     pub(super) tokens: Tensor,
-    /// `[1]`, `Int`: the cache's length.
-    pub(super) length: Tensor,
+    /// `[batch]`, `Int`: tokens that each sequence holds, its padding among them.
+    pub(super) lengths: Tensor,
     /// `[batch, vocab]`.
     pub(super) logits: Tensor,
     padding: Tensor,
@@ -48,9 +54,11 @@ pub(super) struct StepBuffers {
 }
 
 impl StepBuffers {
-    pub(super) fn new(launcher: &Launcher, llama: &Llama, cache: &KvCache) -> Result<Self> {
+    /// For as many sequences as there are numbers in `padding`, which are the tokens before their own, in dtype `kind`. All lengths
+    /// and tokens are 0.
+    pub(super) fn new(launcher: &Launcher, llama: &Llama, padding: &[i64], kind: Kind) -> Result<Self> {
         let config = &llama.config;
-        let (batch, device, kind) = (cache.batch() as i64, cache.device(), cache.kind());
+        let (batch, device) = (padding.len() as i64, Device::Cuda(launcher.device.ordinal));
         let [heads, kv_heads, head_dim, hidden, wide, vocab] = [
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -67,9 +75,9 @@ impl StepBuffers {
         };
         Ok(Self {
             tokens: zeros(1, Kind::Int64)?.f_view([batch]).about("decoding step")?,
-            length: on_device(Tensor::from(cache.len() as i64).f_view([1]).about("length")?, Kind::Int)?,
+            lengths: zeros(1, Kind::Int)?.f_view([batch]).about("lengths")?,
             logits: row(vocab)?,
-            padding: on_device(Tensor::f_from_slice(cache.padding()).about("padding")?, Kind::Int)?,
+            padding: on_device(Tensor::f_from_slice(padding).about("padding")?, Kind::Int)?,
             frequencies: on_device(
                 Tensor::f_from_slice(llama.rope.frequencies()).about("frequencies")?,
                 Kind::Double,
@@ -103,7 +111,7 @@ impl MergedLayer {
 /// A step's launches on one stream.
 pub(super) struct StepLaunches<'a> {
     pub(super) llama: &'a Llama,
-    pub(super) cache: &'a KvCache,
+    pub(super) cache: &'a dyn StepPlanes,
     pub(super) buffers: &'a StepBuffers,
     pub(super) merged: &'a [MergedLayer],
     pub(super) launcher: Launcher,
@@ -115,7 +123,7 @@ impl StepLaunches<'_> {
         let at = self.buffers;
         self.rest(|launcher| {
             self.llama.embedding.forward_into(&at.tokens, &at.hidden)?;
-            rope_angles(launcher, &at.angles, &at.frequencies, &at.length, &at.padding)
+            rope_angles(launcher, &at.angles, &at.frequencies, &at.lengths, &at.padding)
         })?;
         for (index, (layer, merged)) in self.llama.layers.iter().zip(self.merged).enumerate() {
             self.attention(index, layer, merged)?;
@@ -123,8 +131,8 @@ impl StepLaunches<'_> {
         }
         self.rest(|launcher| self.llama.norm.launch(launcher, &at.hidden, Some(&at.delta), &at.normed))?;
         self.linear(|| self.llama.head.forward_into(&at.normed, &at.logits))?;
-        let length = self.launched.advance.then_some(&at.length);
-        self.rest(|launcher| argmax(launcher, &at.logits, &at.tokens, length))
+        let lengths = self.launched.advance.then_some(&at.lengths);
+        self.rest(|launcher| argmax(launcher, &at.logits, &at.tokens, lengths))
     }
 
     fn attention(&self, index: usize, layer: &Layer, merged: &MergedLayer) -> Result<()> {
@@ -136,8 +144,8 @@ impl StepLaunches<'_> {
         self.linear(|| merged.qkv.forward_into(&at.normed, &at.qkv))?;
         self.rest(|launcher| {
             let heads = self.llama.config.num_attention_heads as i64;
-            rope_cache(launcher, &at.qkv, planes, &at.angles, &at.length, heads)?;
-            let range = [&at.length, &at.padding];
+            rope_cache(launcher, &at.qkv, planes, &at.angles, &at.lengths, heads)?;
+            let range = [&at.lengths, &at.padding];
             attention(launcher, &at.attended, &at.qkv, planes, &at.attention, range)
         })?;
         self.linear(|| layer.attention.output_into(&at.attended, &at.delta))

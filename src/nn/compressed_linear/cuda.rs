@@ -17,7 +17,7 @@ use crate::ops::transformer::Launcher;
 
 /// Most bytes of the scratch buffer, unless one band needs more: a wider weight, such as a head, is decoded and multiplied in
 /// stripes of rows. All other linears of an 8B model fit, in FP16.
-const SCRATCH_BYTES: usize = 128 << 20;
+pub(crate) const SCRATCH_BYTES: usize = 128 << 20;
 
 /// A layer whose buffers have been looked at: good for one forward.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use tch::{Kind, Tensor};
 
 use super::launcher::{blocks, by_kind, int, Launcher};
-use super::rope_cache::CachePlanes;
+use super::pages::{CachePlanes, PlaneAddresses};
 use crate::cuda::{arg, kernels, Kernel, Source};
 use crate::error::{Error, Result, TorchContext};
 
@@ -52,7 +52,6 @@ struct Shape {
     heads: i32,
     kv_heads: i32,
     head_dim: i32,
-    capacity: i32,
 }
 
 /// Whether the kernel takes heads of this width.
@@ -153,35 +152,36 @@ impl AttentionScratch {
     }
 }
 
-/// The queries of `qkv` `[batch, (heads + 2 * kv_heads) * head_dim]` attend to slots `padding` to `length` of the cache (`[batch]`
-/// and `[1]`, `Int`); `out` is `[batch, heads * head_dim]`.
+/// The queries of `qkv` `[batch, (heads + 2 * kv_heads) * head_dim]` attend to their sequence's slots `padding` to `lengths` (both
+/// `[batch]`, `Int`); `out` is `[batch, heads * head_dim]`.
 pub(crate) fn attention(
     launcher: &Launcher,
     out: &Tensor,
     qkv: &Tensor,
     cache: CachePlanes<'_>,
     scratch: &AttentionScratch,
-    [length, padding]: [&Tensor; 2],
+    [lengths, padding]: [&Tensor; 2],
 ) -> Result<()> {
-    let size = cache.size()?;
     let layout = scratch.layout;
     let Layout { batch, heads, kv_heads, head_dim } = layout;
-    let capacity = size[2];
+    if cache.heads()? != [kv_heads, head_dim] {
+        return Err(Error::invalid(
+            SUBJECT,
+            format!("{:?} cached, wanted [{kv_heads}, {head_dim}] (key heads, their width)", cache.heads()?),
+        ));
+    }
     let kind = qkv.kind();
     let all_heads = heads + 2 * kv_heads;
     let out = launcher.address("attended", out, kind, &[batch, heads * head_dim])?;
     let qkv = launcher.address("queries, keys and values", qkv, kind, &[batch, all_heads * head_dim])?;
-    let planes = [batch, kv_heads, capacity, head_dim];
-    let keys = launcher.address("cached keys", cache.keys, kind, &planes)?;
-    let values = launcher.address("cached values", cache.values, kind, &planes)?;
-    let length = launcher.address("length", length, Kind::Int, &[1])?;
+    let PlaneAddresses { keys, values, pages } = cache.addresses(launcher, kind, batch)?;
+    let lengths = launcher.address("lengths", lengths, Kind::Int, &[batch])?;
     let padding = launcher.address("padding", padding, Kind::Int, &[batch])?;
     let partials = scratch.partials(launcher)?;
     let shape = Shape {
         heads: int("heads", heads)?,
         kv_heads: int("kv_heads", kv_heads)?,
         head_dim: int("head_dim", head_dim)?,
-        capacity: int("capacity", capacity)?,
     };
     let scale = (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32;
     let grid =
@@ -192,13 +192,14 @@ pub(crate) fn attention(
         arg(&keys),
         arg(&values),
         arg(&partials),
-        arg(&length),
+        arg(&lengths),
         arg(&padding),
+        arg(&pages),
         arg(&shape),
         arg(&scale),
     ];
     let kernel = layout.kernel(launcher, kind)?;
-    // SAFETY: the parameters of `attention` in order, the two structs laid out as its own; the tensors have the sizes it is
+    // SAFETY: the parameters of `attention` in order, the structs laid out as its own; the tensors have the sizes it is
     // told, checked above; no more parts than it has room for; it reads no slot outside the cache.
     unsafe { launcher.launch(kernel, grid, THREADS, &args) }
 }

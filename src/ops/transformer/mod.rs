@@ -7,6 +7,7 @@ mod argmax;
 mod attention;
 mod embedding;
 mod launcher;
+mod pages;
 mod rms_norm;
 mod rope_cache;
 mod swiglu;
@@ -17,8 +18,9 @@ pub(crate) use argmax::argmax;
 pub(crate) use attention::{attention, takes_head, AttentionScratch};
 pub(crate) use embedding::embedding;
 pub(crate) use launcher::{by_kind, Launcher};
+pub(crate) use pages::{CachePlanes, PageTable};
 pub(crate) use rms_norm::rms_norm;
-pub(crate) use rope_cache::{rope_angles, rope_cache, CachePlanes};
+pub(crate) use rope_cache::{rope_angles, rope_cache};
 pub(crate) use swiglu::swiglu;
 
 use tch::Kind;

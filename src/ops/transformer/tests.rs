@@ -111,14 +111,14 @@ fn argmax_is_the_first_of_the_largest() {
             let _ = logits.get(2).narrow(0, vocab / 3, 1).fill_(f64::NAN);
             let _ = logits.get(3).narrow(0, vocab - 1, 1).fill_(f64::INFINITY);
             let _ = logits.narrow(0, 4, 1).fill_(-1.0);
-            let (tokens, length) = (Tensor::full([5], -7, (Kind::Int64, GPU)), ints(&[41]));
-            argmax(&at, &logits, &tokens, Some(&length)).unwrap();
+            let (tokens, lengths) = (Tensor::full([5], -7, (Kind::Int64, GPU)), ints(&[41, 0, 7, 1, 9]));
+            argmax(&at, &logits, &tokens, Some(&lengths)).unwrap();
             let first = logits.get(0).argmax(None, false).int64_value(&[]);
             let got = Vec::<i64>::try_from(&tokens).unwrap();
             assert_eq!(got, [first, vocab / 2, -1, -1, 0], "{kind:?} {vocab}");
-            assert_eq!(length.int64_value(&[0]), 42);
+            assert_eq!(lengths, ints(&[42, 1, 8, 2, 10]));
             argmax(&at, &logits, &tokens, None).unwrap();
-            assert_eq!(length.int64_value(&[0]), 42);
+            assert_eq!(lengths, ints(&[42, 1, 8, 2, 10]));
         }
     }
 }
@@ -153,20 +153,78 @@ const MANY_HEADS: [Heads; 8] = [
     Heads { heads: 5, kv_heads: 1, head_dim: 256, capacity: 520 },
 ];
 
+/// The planes of a cache that gives each sequence one page.
+fn whole<'a>([keys, values]: [&'a Tensor; 2]) -> CachePlanes<'a> {
+    CachePlanes { keys, values, table: None }
+}
+
+const PAGE_TOKENS: i64 = 32;
+
+/// The same keys or values in pages that lie anywhere, NaN in those of nobody and behind the capacity, and the table.
+struct Paged {
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+}
+
+impl Paged {
+    fn of([keys, values]: [&Tensor; 2]) -> Self {
+        let (batch, _, capacity, _) = keys.size4().unwrap();
+        let per_sequence = (capacity as u64).div_ceil(PAGE_TOKENS as u64) as i64;
+        let pages = batch * per_sequence + 3;
+        let order = Tensor::randperm(pages, (Kind::Int64, GPU));
+        let table = order.narrow(0, 0, batch * per_sequence).view([batch, per_sequence]);
+        let [keys, values] = [keys, values].map(|plane| {
+            let (_, heads, _, dim) = plane.size4().unwrap();
+            let paged = poison(&[heads, pages * PAGE_TOKENS, dim], plane.kind());
+            for sequence in 0..batch {
+                let slots = slots_of(&table, sequence, capacity);
+                let _ = paged.shallow_clone().index_copy_(1, &slots, &plane.get(sequence));
+            }
+            paged
+        });
+        Self { keys, values, table: table.to_kind(Kind::Int) }
+    }
+
+    fn planes(&self) -> CachePlanes<'_> {
+        self.planes_with(&self.table)
+    }
+
+    fn planes_with<'a>(&'a self, pages: &'a Tensor) -> CachePlanes<'a> {
+        let table = PageTable { pages, page_tokens: PAGE_TOKENS };
+        CachePlanes { keys: &self.keys, values: &self.values, table: Some(table) }
+    }
+
+    /// What `plane`, keys or values, has for a sequence: `[kv_heads, capacity, head_dim]`.
+    fn of_sequence(&self, plane: &Tensor, sequence: i64, capacity: i64) -> Tensor {
+        plane.index_select(1, &slots_of(&self.table.to_kind(Kind::Int64), sequence, capacity))
+    }
+}
+
+/// The slots of a sequence in pages, in order.
+fn slots_of(table: &Tensor, sequence: i64, capacity: i64) -> Tensor {
+    let offsets = Tensor::arange(PAGE_TOKENS, (Kind::Int64, GPU));
+    let slots = table.get(sequence).unsqueeze(1) * PAGE_TOKENS + offsets;
+    slots.view([-1]).narrow(0, 0, capacity)
+}
+
 #[test]
 fn rope_turns_queries_and_keys_and_fills_one_slot() {
     let at = launcher_or_skip!();
     for kind in KINDS {
         for heads in MANY_HEADS {
             let Heads { kv_heads, head_dim, capacity, .. } = heads;
-            let (slot, half) = (capacity - 2, head_dim / 2);
-            let padding = [0, 3, slot];
+            let half = head_dim / 2;
+            let slots = [capacity - 2, 7, capacity - 1];
+            let padding = [0, 3, capacity - 1];
             let frequencies: Vec<f64> =
                 (0..half).map(|i| 1e4_f64.powf(-2.0 * i as f64 / head_dim as f64)).collect();
             let frequencies = Tensor::from_slice(&frequencies).to(GPU);
-            let (length, angles) = (ints(&[slot]), poison(&[3, half, 2], Kind::Float));
-            rope_angles(&at, &angles, &frequencies, &length, &ints(&padding)).unwrap();
-            let positions = Tensor::from_slice(&padding.map(|pad| (slot - pad) as f64)).to(GPU).view([3, 1]);
+            let (lengths, angles) = (ints(&slots), poison(&[3, half, 2], Kind::Float));
+            rope_angles(&at, &angles, &frequencies, &lengths, &ints(&padding)).unwrap();
+            let positions: Vec<f64> =
+                slots.iter().zip(padding).map(|(slot, pad)| (slot - pad) as f64).collect();
+            let positions = Tensor::from_slice(&positions).to(GPU).view([3, 1]);
             let turn = positions * &frequencies;
             let wanted = Tensor::stack(&[turn.cos(), turn.sin()], -1).to_kind(Kind::Float);
             assert_close(&angles, &wanted, "angles");
@@ -177,8 +235,9 @@ fn rope_turns_queries_and_keys_and_fills_one_slot() {
             };
             let (keys, values) = (heads.plane(3, kind), heads.plane(3, kind));
             let (wanted_keys, wanted_values) = (keys.copy(), values.copy());
-            let planes = CachePlanes { keys: &keys, values: &values };
-            rope_cache(&at, &qkv, planes, &angles, &length, heads.heads).unwrap();
+            let paged = Paged::of([&keys, &values]);
+            let (planes, again) = (whole([&keys, &values]), qkv.copy());
+            rope_cache(&at, &qkv, planes, &angles, &lengths, heads.heads).unwrap();
             let [cos, sin] = [0, 1].map(|i| angles.select(2, i).to_kind(kind).unsqueeze(1).repeat([1, 1, 2]));
             let signed = Tensor::cat(&[-sin.narrow(2, 0, half), sin.narrow(2, half, half)], 2);
             let swapped = before.roll([half], [2]);
@@ -187,13 +246,39 @@ fn rope_turns_queries_and_keys_and_fills_one_slot() {
             let what = format!("{heads:?}");
             let got = qkv.view([3, -1, head_dim]);
             assert_close(&part(&got, 0, heads.heads), &part(&turned, 0, heads.heads), &what);
-            wanted_keys.select(2, slot).copy_(&part(&turned, heads.heads, kv_heads));
-            wanted_values.select(2, slot).copy_(&part(&before, heads.heads + kv_heads, kv_heads));
+            for (sequence, slot) in (0..3).zip(slots) {
+                let into = |plane: &Tensor| plane.get(sequence).select(1, slot);
+                into(&wanted_keys).copy_(&part(&turned, heads.heads, kv_heads).get(sequence));
+                into(&wanted_values).copy_(&part(&before, heads.heads + kv_heads, kv_heads).get(sequence));
+            }
             assert_close(&keys, &wanted_keys, &what);
             assert_eq!(values, wanted_values);
-            // A slot outside the cache is left alone.
-            rope_cache(&at, &qkv, planes, &angles, &ints(&[capacity]), heads.heads).unwrap();
+
+            // In pages the same goes to the same slots, and nowhere else.
+            let untouched = [&paged.keys, &paged.values].map(Tensor::isnan);
+            rope_cache(&at, &again, paged.planes(), &angles, &lengths, heads.heads).unwrap();
+            assert_eq!(again, qkv, "{what}");
+            for (plane, wanted) in [(&paged.keys, &keys), (&paged.values, &values)] {
+                for sequence in 0..3 {
+                    assert_eq!(paged.of_sequence(plane, sequence, capacity), wanted.get(sequence), "{what}");
+                }
+            }
+            assert_eq!([&paged.keys, &paged.values].map(Tensor::isnan), untouched, "{what}");
+
+            // A slot outside the cache is left alone, and so is one of a page that is not there.
+            let outside = ints(&[capacity, -1, 1 << 30]);
+            rope_cache(&at, &qkv, planes, &angles, &outside, heads.heads).unwrap();
             assert_eq!(values, wanted_values);
+            let before = [&paged.keys, &paged.values].map(|plane| plane.nan_to_num(0.5, None, None));
+            for damaged in [paged.keys.size()[1] / PAGE_TOKENS, -1, i64::from(i32::MAX), i64::from(i32::MIN)]
+            {
+                let table = paged.table.full_like(damaged);
+                rope_cache(&at, &qkv, paged.planes_with(&table), &angles, &lengths, heads.heads).unwrap();
+            }
+            let past = (paged.table.size()[1]) * PAGE_TOKENS;
+            rope_cache(&at, &qkv, paged.planes(), &angles, &ints(&[past, -1, 1 << 30]), heads.heads).unwrap();
+            let after = [&paged.keys, &paged.values].map(|plane| plane.nan_to_num(0.5, None, None));
+            assert_eq!(before, after, "{what}");
         }
     }
 }
@@ -210,21 +295,19 @@ fn attention_is_softmax_over_the_slots_seen() {
                 let (qkv, keys, values) =
                     (heads.qkv(batch, kind), heads.plane(batch, kind), heads.plane(batch, kind));
                 for last in [0, 1, capacity / 2, capacity - 1] {
+                    let lengths = [last, last / 2, last][..batch as usize].to_vec();
                     let padding: Vec<i64> = [0, last / 3, last][..batch as usize].to_vec();
                     // What lies outside must not matter.
-                    let slots = Tensor::arange(capacity, (Kind::Int64, GPU));
-                    let first = Tensor::from_slice(&padding).to(GPU).view([batch, 1, 1, 1]);
-                    let outside = slots
-                        .gt(last)
-                        .logical_or(&slots.view([1, 1, -1, 1]).lt_tensor(&first).squeeze_dim(-1));
-                    let outside = outside.view([batch, 1, capacity, 1]);
+                    let slots = Tensor::arange(capacity, (Kind::Int64, GPU)).view([1, 1, -1, 1]);
+                    let [first, end] = [&padding, &lengths]
+                        .map(|bounds| Tensor::from_slice(bounds).to(GPU).view([batch, 1, 1, 1]));
+                    let outside = slots.gt_tensor(&end).logical_or(&slots.lt_tensor(&first));
                     let (keys, values) =
                         (keys.masked_fill(&outside, f64::NAN), values.masked_fill(&outside, f64::NAN));
                     let run = || {
                         let out = poison(&[batch, query_heads * head_dim], kind);
-                        let planes = CachePlanes { keys: &keys, values: &values };
-                        attention(&at, &out, &qkv, planes, &scratch, [&ints(&[last]), &ints(&padding)])
-                            .unwrap();
+                        let range = [&ints(&lengths), &ints(&padding)];
+                        attention(&at, &out, &qkv, whole([&keys, &values]), &scratch, range).unwrap();
                         out
                     };
                     let out = run();
@@ -236,8 +319,42 @@ fn attention_is_softmax_over_the_slots_seen() {
                     let hidden = outside.view([batch, 1, 1, capacity]);
                     let weights = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Double);
                     let wanted = weights.matmul(&wide(&values)).reshape([batch, -1]).to_kind(kind);
-                    assert_close(&out, &wanted, &format!("{heads:?}, {last}, {padding:?}"));
+                    assert_close(&out, &wanted, &format!("{heads:?}, {lengths:?}, {padding:?}"));
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_over_pages_is_attention_over_the_slots_in_a_row() {
+    let at = launcher_or_skip!();
+    for kind in KINDS {
+        for heads in MANY_HEADS {
+            let Heads { heads: query_heads, kv_heads, head_dim, capacity } = heads;
+            for batch in [1, 4, 40] {
+                let scratch =
+                    AttentionScratch::new(&at, kind, [batch, query_heads, kv_heads, head_dim]).unwrap();
+                let qkv = heads.qkv(batch, kind);
+                let [keys, values] = [0; 2].map(|_| heads.plane(batch, kind));
+                let paged = Paged::of([&keys, &values]);
+                let lengths: Vec<i64> =
+                    (0..batch).map(|sequence| (capacity - 1) * sequence % capacity).collect();
+                let run = |planes: CachePlanes<'_>, lengths: &[i64]| {
+                    let out = poison(&[batch, query_heads * head_dim], kind);
+                    let range = [&ints(lengths), &ints(&vec![0; batch as usize])];
+                    attention(&at, &out, &qkv, planes, &scratch, range).unwrap();
+                    out
+                };
+                let what = format!("{heads:?} {kind:?}, {batch} sequences");
+                let wanted = run(whole([&keys, &values]), &lengths);
+                assert_eq!(run(paged.planes(), &lengths), wanted, "{what}");
+                // Pages and lengths that are not there give nonsense, and no wild address.
+                for damaged in [paged.keys.size()[1] / PAGE_TOKENS, -1, i64::from(i32::MAX)] {
+                    let _ = run(paged.planes_with(&paged.table.full_like(damaged)), &lengths);
+                }
+                let _ = run(paged.planes(), &vec![1 << 30; batch as usize]);
+                assert_eq!(run(paged.planes(), &lengths), wanted, "{what}: after damage");
             }
         }
     }
@@ -253,6 +370,18 @@ fn tensors_of_another_shape_dtype_or_device_are_refused() {
     assert!(refused(&random(&[2, 16], Kind::Float)).contains("normed states: Float"));
     assert!(refused(&good.to(Device::Cpu)).contains("on Cpu"));
     assert!(refused(&random(&[16, 2], Kind::Half).transpose(0, 1)).contains("not contiguous"));
+    let (planes, table) = (random(&[2, 96, 8], Kind::Half), ints(&[0, 1, 2]));
+    let table_of = |pages, page_tokens| CachePlanes {
+        table: Some(PageTable { pages, page_tokens }),
+        ..whole([&planes, &planes])
+    };
+    let (qkv, angles, lengths) = (random(&[1, 64], Kind::Half), poison(&[1, 4, 2], Kind::Float), ints(&[5]));
+    let rope = |planes| rope_cache(&at, &qkv, planes, &angles, &lengths, 4);
+    let one_row = table.view([1, 3]);
+    rope(table_of(&one_row, 32)).unwrap();
+    assert!(rope(table_of(&table, 32)).unwrap_err().to_string().contains("page table: Int [3]"));
+    assert!(rope(table_of(&one_row, 24)).unwrap_err().to_string().contains("96 slots in pages of 24"));
+    assert!(rope(whole([&planes, &planes])).unwrap_err().to_string().contains("with a table"));
     assert!(AttentionScratch::new(&at, Kind::Half, [1, 4, 3, 64]).is_err());
     assert!(AttentionScratch::new(&at, Kind::Half, [1, 4, 4, 12]).is_err());
     assert!(Launcher::on(Device::Cpu).is_err());

@@ -5,10 +5,12 @@ use std::process::Command;
 
 use anyhow::{anyhow, Context, Result};
 
-use super::report::{ModelFigures, Which};
+use serde::de::DeserializeOwned;
 
-/// Repeats the arguments of this process, for one model.
-pub(super) fn measure(which: Which) -> Result<ModelFigures> {
+use super::report::Which;
+
+/// Repeats the arguments of this process, for one model; its figures.
+pub(in super::super) fn measure<T: DeserializeOwned>(which: Which) -> Result<T> {
     let program = std::env::current_exe().context("this program's file")?;
     let output = Command::new(program).args(arguments(std::env::args_os(), which)).output();
     let output = output.with_context(|| format!("the process of the {} model", which.name()))?;

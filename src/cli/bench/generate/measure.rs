@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{bail, Result};
 use codecllm::cuda::PeakMemory;
 use codecllm::model::{KvCache, Llama, LlamaConfig};
+use codecllm::plan::ModelShape;
 use codecllm::runtime::peak_rss_bytes;
 use tch::{nn, Device, Kind, Tensor};
 
@@ -46,13 +47,6 @@ impl Workload {
         Ok(())
     }
 
-    pub(super) fn dtype_name(&self) -> &'static str {
-        match self.kind {
-            Kind::BFloat16 => "bf16",
-            _ => "fp16",
-        }
-    }
-
     /// Each sequence's share of the prompt.
     fn prompt_of_each(&self, batch: usize) -> usize {
         (self.prompt_tokens / batch).max(1)
@@ -70,7 +64,7 @@ pub(super) fn measure(
     progress(0, total, "make the weights");
     let start = Instant::now();
     let vs = nn::VarStore::new(workload.device.device());
-    let model = load(which, workload, &vs)?;
+    let model = load(which, &workload.config, workload.kind, workload.bits, &vs)?;
     synchronize(vs.device());
     let load_seconds = start.elapsed().as_secs_f64();
     let mut generation = Vec::new();
@@ -78,7 +72,7 @@ pub(super) fn measure(
         progress(done + 1, total, &format!("batch {batch}"));
         generation.push(generate(&model, workload, batch, memory.as_ref())?);
     }
-    let (weights, weight_bytes) = (count_weights(&workload.config), model.weight_bytes());
+    let (weights, weight_bytes) = (ModelShape::of(&workload.config).weights(), model.weight_bytes());
     Ok(ModelFigures {
         weights,
         weight_bytes,
@@ -90,12 +84,18 @@ pub(super) fn measure(
     })
 }
 
-fn load(which: Which, workload: &Workload, vs: &nn::VarStore) -> codecllm::Result<Llama> {
-    let Workload { config, kind, bits, .. } = workload;
+/// The random model of a shape in dtype `kind`, of `bits` a weight where it is compressed.
+pub(in super::super) fn load(
+    which: Which,
+    config: &LlamaConfig,
+    kind: Kind,
+    bits: f64,
+    vs: &nn::VarStore,
+) -> codecllm::Result<Llama> {
     tch::manual_seed(0x5EED);
     match which {
-        Which::Dense => Llama::load(&vs.root(), config, &RandomDense { kind: *kind }),
-        Which::Compressed => Llama::load(&vs.root(), config, &RandomCompressed::new(*kind, *bits)),
+        Which::Dense => Llama::load(&vs.root(), config, &RandomDense { kind }),
+        Which::Compressed => Llama::load(&vs.root(), config, &RandomCompressed::new(kind, bits)),
     }
 }
 
@@ -167,32 +167,12 @@ fn synchronize(device: Device) {
     }
 }
 
-fn median(mut sample: impl FnMut() -> codecllm::Result<f64>) -> codecllm::Result<f64> {
+/// Of the seconds that [`ROUNDS`] rounds take.
+pub(in super::super) fn median(mut sample: impl FnMut() -> codecllm::Result<f64>) -> codecllm::Result<f64> {
     let mut samples = [0.0; ROUNDS];
     for seconds in &mut samples {
         *seconds = sample()?;
     }
     samples.sort_by(f64::total_cmp);
     Ok(samples[ROUNDS / 2])
-}
-
-fn count_weights(config: &LlamaConfig) -> usize {
-    let hidden = config.hidden_size;
-    let heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim;
-    let layer = hidden * (heads + 3 * config.intermediate_size + 2);
-    let tables = if config.tie_word_embeddings { 1 } else { 2 };
-    tables * config.vocab_size * hidden + config.num_hidden_layers * layer + hidden
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::shape::Shape;
-    use super::count_weights;
-
-    #[test]
-    fn the_shapes_have_their_models_weights() {
-        assert_eq!(count_weights(&Shape::Llama8B.config()), 8_030_261_248);
-        assert_eq!(count_weights(&Shape::Llama1B.config()), 1_235_814_400);
-        assert_eq!(count_weights(&Shape::Stories15M.config()), 15_191_712);
-    }
 }

@@ -5,16 +5,17 @@ use codecllm::cuda::DeviceInfo;
 use serde::{Deserialize, Serialize};
 
 use super::measure::Workload;
+use crate::cli::bench::TORCH_VERSION;
 
 /// Which of the two models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Which {
+pub(in super::super) enum Which {
     Dense,
     Compressed,
 }
 
 impl Which {
-    pub(super) fn name(self) -> &'static str {
+    pub(in super::super) fn name(self) -> &'static str {
         match self {
             Self::Dense => "dense",
             Self::Compressed => "compressed",
@@ -85,15 +86,14 @@ impl Report {
     pub(super) fn new(
         config: &'static str,
         device: Option<DeviceInfo>,
-        torch: &'static str,
+        dtype: &'static str,
         workload: &Workload,
         dense: ModelFigures,
         compressed: ModelFigures,
     ) -> Self {
         let pairs = dense.generation.iter().zip(&compressed.generation);
         let ratios = pairs.map(|(dense, compressed)| ratios(dense, compressed)).collect();
-        let dtype = workload.dtype_name();
-        Self { config, device, torch, bits: workload.bits, dtype, dense, compressed, ratios }
+        Self { config, device, torch: TORCH_VERSION, bits: workload.bits, dtype, dense, compressed, ratios }
     }
 }
 

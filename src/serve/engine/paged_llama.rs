@@ -1,0 +1,152 @@
+//! The real model: a Llama with its keys and values in pages, and how many pages that is.
+
+use tch::Device;
+
+use super::options::{EngineOptions, ModelInfo};
+use super::paged_model::{PagedModel, Scores};
+use crate::cuda;
+use crate::error::Result;
+use crate::model::{BatchScores, LlamaConfig, PagedKvCache, PagedSequence};
+use crate::nn::default_fused_rows;
+use crate::runtime::{available_bytes, Model};
+
+/// Tokens of a piece of a prompt where the options leave it open: a GPU decodes a compressed weight once for each piece, and a CPU
+/// should not keep the others waiting for seconds.
+const GPU_PREFILL_TOKENS: usize = 512;
+const CPU_PREFILL_TOKENS: usize = 64;
+
+/// A model and its cache.
+#[derive(Debug)]
+pub(super) struct PagedLlama {
+    model: Model,
+    cache: PagedKvCache,
+}
+
+impl PagedLlama {
+    /// Takes memory for the cache, and sees to it that rows do not depend on how many there are.
+    pub(super) fn new(model: Model, options: &EngineOptions) -> Result<Self> {
+        let (config, kind, device) = (model.llama().config(), model.kind(), model.var_store().device());
+        let pages = match options.cache_tokens {
+            Some(tokens) => PagedKvCache::pages_for(tokens),
+            None => default_pages(&model, options.max_batch, available_on(device)),
+        };
+        let cache = PagedKvCache::new(config, pages, kind, device)?;
+        if device == Device::Cpu {
+            // The fused path computes each row by itself, libtorch's multiplication of many rows does not.
+            model.llama().set_fused_rows(default_fused_rows(kind).max(options.max_batch));
+        }
+        Ok(Self { model, cache })
+    }
+
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(super) fn cache_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Tokens of a piece of a prompt.
+    pub(super) fn prefill_tokens(&self, options: &EngineOptions) -> usize {
+        let by_device = match self.model.var_store().device() {
+            Device::Cpu => CPU_PREFILL_TOKENS,
+            _ => GPU_PREFILL_TOKENS,
+        };
+        options.prefill_tokens.unwrap_or(by_device)
+    }
+
+    /// What handles on an engine with this model tell of it.
+    pub(super) fn info(&self, options: &EngineOptions, chat_template: bool) -> ModelInfo {
+        ModelInfo {
+            context: self.model.context(),
+            cache_tokens: self.cache.pages() * PagedKvCache::PAGE_TOKENS,
+            vocab_size: self.model.llama().config().vocab_size,
+            chat_template,
+            max_batch: options.max_batch,
+            max_queue: options.max_queue,
+            device: device_name(self.model.var_store().device()),
+            dtype: dtype_name(self.model.kind()),
+        }
+    }
+}
+
+/// Pages for `max_batch` sequences of the whole context, or what half of the `available` bytes hold, but for one at least.
+fn default_pages(model: &Model, max_batch: usize, available: Option<u64>) -> usize {
+    let config: &LlamaConfig = model.llama().config();
+    let page_bytes = PagedKvCache::page_bytes(config, model.kind(), model.var_store().device());
+    let one = PagedKvCache::pages_for(model.context());
+    let affordable = available.map_or(usize::MAX, |bytes| (bytes / 2) as usize / page_bytes.max(1));
+    one.saturating_mul(max_batch).min(affordable).max(one)
+}
+
+/// Memory of `device` that is free, bytes, where that is known.
+fn available_on(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(ordinal) => {
+            let device = cuda::device(ordinal).ok()?;
+            device.free_and_total_bytes().ok().map(|(free, _)| free as u64)
+        }
+        _ => available_bytes(),
+    }
+}
+
+/// As the command line spells it.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(ordinal) => format!("cuda:{ordinal}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
+/// As the command line spells it.
+fn dtype_name(kind: tch::Kind) -> String {
+    let name = match kind {
+        tch::Kind::Half => "fp16",
+        tch::Kind::BFloat16 => "bf16",
+        _ => "fp32",
+    };
+    name.to_owned()
+}
+
+impl PagedModel for PagedLlama {
+    type Sequence = PagedSequence;
+    type Scores = BatchScores;
+
+    fn page_tokens(&self) -> usize {
+        PagedKvCache::PAGE_TOKENS
+    }
+
+    fn pages(&self) -> usize {
+        self.cache.pages()
+    }
+
+    fn free_pages(&self) -> usize {
+        self.cache.free_pages()
+    }
+
+    fn sequence(&mut self, tokens: usize) -> Option<PagedSequence> {
+        self.cache.sequence(tokens)
+    }
+
+    fn release(&mut self, sequence: PagedSequence) {
+        self.cache.release(sequence);
+    }
+
+    fn prefill(&mut self, ids: &[u32], sequence: &mut PagedSequence) -> Result<BatchScores> {
+        self.model.llama().prefill_paged(ids, sequence, &mut self.cache)
+    }
+
+    fn decode(&mut self, tokens: &[u32], sequences: &mut [&mut PagedSequence]) -> Result<BatchScores> {
+        self.model.llama().decode_paged(tokens, sequences, &mut self.cache)
+    }
+}
+
+impl Scores for BatchScores {
+    fn likeliest(&self) -> Result<Vec<u32>> {
+        BatchScores::likeliest(self)
+    }
+
+    fn logits(&self, row: usize) -> Result<Vec<f32>> {
+        BatchScores::logits(self, row)
+    }
+}

@@ -1,0 +1,53 @@
+//! What all requests share.
+
+use std::sync::Arc;
+
+use super::counters::Counters;
+use super::{page, ServerOptions};
+use crate::error::{Error, Result};
+use crate::serve::engine::Engine;
+use crate::serve::openai::unix_seconds;
+
+/// The engine, the options, and what was counted.
+#[derive(Clone, Debug)]
+pub(super) struct Server(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    engine: Engine,
+    options: ServerOptions,
+    counters: Counters,
+    page_policy: String,
+    /// When the server started, in seconds since 1970.
+    started: u64,
+}
+
+impl Server {
+    pub(super) fn new(engine: Engine, options: ServerOptions) -> Result<Self> {
+        if options.max_new_tokens == Some(0) {
+            return Err(Error::invalid("max new tokens", "0, wanted 1 or more"));
+        }
+        let (counters, page_policy) = (Counters::default(), page::policy());
+        Ok(Self(Arc::new(Shared { engine, options, counters, page_policy, started: unix_seconds() })))
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(super) fn options(&self) -> &ServerOptions {
+        &self.0.options
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    pub(super) fn page_policy(&self) -> &str {
+        &self.0.page_policy
+    }
+
+    pub(super) fn started(&self) -> u64 {
+        self.0.started
+    }
+}

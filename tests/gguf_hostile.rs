@@ -1,0 +1,111 @@
+//! Whatever a GGUF file says of itself, importing it neither panics nor takes more memory than the file could fill.
+
+mod counting_allocator;
+
+use std::path::{Path, PathBuf};
+
+use codecllm::gguf::{import, ImportOptions};
+use codecllm::{ErrorKind, Result};
+
+use counting_allocator::{asked, Asked, Counting};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Files with all kinds of keys: strings, arrays of strings and of numbers.
+const FILES: [&str; 3] = ["types", "sentencepiece", "llama-bpe"];
+/// The first tensor in a list.
+const NAME: &[u8] = b"token_embd.weight";
+/// Counts, lengths, offsets and dimensions that somebody could forge.
+const FORGED: [u64; 4] = [u64::MAX, 1 << 40, (1 << 31) - 1, 1 << 24];
+
+fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf").join(name);
+    std::fs::read(path.with_extension("gguf")).unwrap()
+}
+
+/// A folder for imports, one after the other.
+struct Place {
+    parent: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { parent: tempfile::tempdir().unwrap() }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.parent.path().join("out")
+    }
+
+    /// Imports `bytes`; an output is there if and only if that went well, and nothing else is.
+    fn import(&self, bytes: &[u8]) -> (Result<()>, Asked) {
+        let file = self.parent.path().join("model.gguf");
+        std::fs::write(&file, bytes).unwrap();
+        let (result, asked) =
+            asked(|| import(&file, self.out(), &ImportOptions::default(), &mut |_| {}).map(|_| ()));
+        assert_eq!(self.out().exists(), result.is_ok());
+        if result.is_ok() {
+            std::fs::remove_dir_all(self.out()).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(self.parent.path()).unwrap().count(), 1);
+        (result, asked)
+    }
+}
+
+/// What an import of the whole file asks for, and as much again.
+fn limit(place: &Place, bytes: &[u8]) -> usize {
+    let (result, asked) = place.import(bytes);
+    result.unwrap();
+    2 * asked.peak + 64 * bytes.len()
+}
+
+#[test]
+fn every_shorter_file_is_truncated() {
+    let place = Place::new();
+    for name in FILES {
+        let whole = fixture(name);
+        let limit = limit(&place, &whole);
+        // The last tensor may be followed by a few bytes that fill up.
+        for length in (0..whole.len() - 32).step_by(31) {
+            let (result, asked) = place.import(&whole[..length]);
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Truncated, "{name}, {length} bytes: {error}");
+            assert!(asked.largest.max(asked.peak) < limit, "{name}, {length} bytes: {asked:?}");
+        }
+    }
+}
+
+#[test]
+fn forged_numbers_take_no_memory() {
+    let place = Place::new();
+    for name in FILES {
+        let mut bytes = fixture(name);
+        let limit = limit(&place, &bytes);
+        // The first keys, and the list of tensors.
+        let list = bytes.windows(NAME.len()).position(|window| window == NAME).unwrap();
+        for at in (4..1000).chain(list - 8..list + 300).step_by(3) {
+            let before: [u8; 8] = bytes[at..at + 8].try_into().unwrap();
+            for forged in FORGED {
+                bytes[at..at + 8].copy_from_slice(&forged.to_le_bytes());
+                let (_, asked) = place.import(&bytes);
+                assert!(asked.peak < limit, "{name}, {forged:#x} at {at}: {asked:?}, at most {limit}");
+            }
+            bytes[at..at + 8].copy_from_slice(&before);
+        }
+    }
+}
+
+#[test]
+fn every_length_of_the_front_is_checked() {
+    // The counts of tensors and keys, which nothing before bounds.
+    let place = Place::new();
+    let mut bytes = fixture("types");
+    for (at, what) in [(8, "tensors"), (16, "keys")] {
+        let before: [u8; 8] = bytes[at..at + 8].try_into().unwrap();
+        bytes[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+        let error = place.import(&bytes).0.unwrap_err();
+        assert!(error.to_string().contains(&format!("has {} {what}, wanted at most", u64::MAX)), "{error}");
+        bytes[at..at + 8].copy_from_slice(&before);
+    }
+}
