@@ -7,7 +7,7 @@ use super::{decode_to_scratch, gather_rows, WeightRef};
 use crate::codec::{encode, DecodeTables, EncodeOptions, Layout, SourceDtype, TileShape};
 
 /// Miri takes some thousand times as long.
-const SHAPE: [usize; 2] = if cfg!(miri) { [35, 70] } else { [70, 130] };
+const SHAPE: [usize; 2] = if cfg!(miri) { [33, 70] } else { [70, 130] };
 
 /// Mostly small, one in 50 an escape.
 fn value(n: usize) -> i16 {
