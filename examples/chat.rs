@@ -6,7 +6,7 @@
 //!
 //! > What is the capital of France?
 //! The capital of France is Paris.
-//! [8 tokens, 36.1 tokens/s]
+//! [7 tokens, ... tokens/s]
 //! > /undo
 //! >
 //! ```

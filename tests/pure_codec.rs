@@ -16,10 +16,13 @@ use half::bf16;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// One weight, ragged edges, whole lanes, absent lanes, whole groups, and several tiles.
-const SHAPES: [[usize; 2]; 6] = [[1, 1], [13, 77], [16, 32], [16, 64], [5, 130], [35, 200]];
-/// Miri takes some thousand times as long.
-const DAMAGED: usize = if cfg!(miri) { 24 } else { 4000 };
+/// One weight, ragged edges, whole lanes, absent lanes, whole groups, and several tiles. Under Miri, which takes some thousand times as
+/// long to encode them, only one with a whole and a ragged group: of decoding the golden files have the rest.
+const SHAPES: &[[usize; 2]] =
+    if cfg!(miri) { &[[13, 77]] } else { &[[1, 1], [13, 77], [16, 32], [16, 64], [5, 130], [35, 200]] };
+const DAMAGED: usize = if cfg!(miri) { 6 } else { 4000 };
+/// Of a seed that is taken.
+const MOST_BYTES: usize = if cfg!(miri) { 1400 } else { 4000 };
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -38,7 +41,7 @@ fn weights(rng: &mut StdRng, count: usize) -> Vec<i16> {
 fn grids_come_back_from_every_decoder() {
     let mut rng = StdRng::seed_from_u64(1);
     for layout in [Layout::Fast, Layout::Small] {
-        for shape in SHAPES {
+        for &shape in SHAPES {
             let values = weights(&mut rng, shape[0] * shape[1]);
             let options = EncodeOptions { layout, ..EncodeOptions::default() };
             let buffers = encode("w", &values, shape, &[bf16::ONE], SourceDtype::F32, options).unwrap();
@@ -60,7 +63,7 @@ fn grids_come_back_from_every_decoder() {
 fn floats_come_back_from_every_decoder() {
     let mut rng = StdRng::seed_from_u64(2);
     for (layout, dtype) in [(Layout::ExactBf16, SourceDtype::BF16), (Layout::ExactFp16, SourceDtype::F16)] {
-        for shape in SHAPES {
+        for &shape in SHAPES {
             let exponent = |rng: &mut StdRng| if layout == Layout::ExactBf16 { 0x3F80 } else { 0x3C00 } - rng.random_range(0..0x800);
             let halves: Vec<u16> = (0..shape[0] * shape[1])
                 .map(|n| {
@@ -96,11 +99,12 @@ fn damaged(seed: &[u8], rng: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-/// Runs `target` on damage to the small ones among `seeds`; its checks are its own.
+/// Runs `target` on the small ones among `seeds` and on damage to them; its checks are its own.
 fn run_damaged(seeds: Vec<Vec<u8>>, target: fn(&[u8])) {
     let mut rng = StdRng::seed_from_u64(3);
-    let small: Vec<_> = seeds.into_iter().filter(|seed| seed.len() < 4000).collect();
+    let small: Vec<_> = seeds.into_iter().filter(|seed| seed.len() < MOST_BYTES).collect();
     assert!(!small.is_empty());
+    small.iter().for_each(|seed| target(seed));
     for round in 0..DAMAGED {
         target(&damaged(&small[round % small.len()], &mut rng));
     }

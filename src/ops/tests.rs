@@ -6,7 +6,8 @@ use super::fused_linear::multiply;
 use super::{decode_to_scratch, gather_rows, WeightRef};
 use crate::codec::{encode, DecodeTables, EncodeOptions, Layout, SourceDtype, TileShape};
 
-const SHAPE: [usize; 2] = [70, 130];
+/// Miri takes some thousand times as long.
+const SHAPE: [usize; 2] = if cfg!(miri) { [33, 70] } else { [70, 130] };
 
 /// Mostly small, one in 50 an escape.
 fn value(n: usize) -> i16 {
@@ -39,7 +40,7 @@ fn threads_decode_bands_of_one_scratch() {
     for layout in [Layout::Fast, Layout::Small] {
         with_weight(layout, |weight, wanted| {
             let bands = weight.view.header.grid.tiles_down();
-            assert!(bands > 3);
+            assert!(bands > 2);
             let mut scratch = vec![f32::NAN; wanted.len()];
             decode_to_scratch(weight, 0..bands, &mut scratch).unwrap();
             assert_eq!(scratch, wanted);
@@ -72,7 +73,7 @@ fn threads_multiply_bands_of_one_result() {
 fn threads_gather_rows_of_one_result() {
     with_weight(Layout::Fast, |weight, wanted| {
         let cols = SHAPE[1];
-        let ids = [69i64, 0, 17, 17, 33];
+        let ids = [SHAPE[0] as i64 - 1, 0, 17, 17, 33];
         let mut out = vec![f32::NAN; ids.len() * cols];
         gather_rows(weight, &ids, &mut out).unwrap();
         for (row, id) in out.chunks_exact(cols).zip(ids) {
