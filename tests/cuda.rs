@@ -4,12 +4,15 @@
 mod decode_step;
 #[path = "cuda/exact.rs"]
 mod exact;
+#[path = "cuda/loaded.rs"]
+mod loaded;
 #[path = "cuda/memory.rs"]
 mod memory;
 #[path = "cuda/ops.rs"]
 mod ops;
 #[path = "cuda/paged.rs"]
 mod paged;
+mod stories;
 mod tiny_llama;
 #[path = "cuda/torchscript.rs"]
 mod torchscript;

@@ -1,5 +1,6 @@
 //! Sequences that come and go in a paged cache, against each of them alone.
 
+mod stories;
 mod tiny_llama;
 
 use std::path::Path;
@@ -8,6 +9,7 @@ use codecllm::checkpoint::{compress, CheckpointWeights, CompressOptions, Reader}
 use codecllm::model::{BatchScores, KvCache, Llama, LlamaConfig, LogitsOf, PagedKvCache, PagedSequence};
 use codecllm::{Error, ErrorKind};
 use serde_json::Value;
+use stories::{stories, Story};
 use tch::{nn, Device, Kind, Tensor};
 use tiny_llama::{downloaded, full_config, plain_config, TinyLlama};
 
@@ -52,35 +54,17 @@ fn wide_config() -> Value {
     config
 }
 
-/// The tokens of sequence `who`: its prompt is the first `prompt` of them.
-#[derive(Clone, Copy)]
-struct Story {
-    who: usize,
-    prompt: usize,
-    /// In which step it joins, and how many it takes part in.
-    joins: usize,
-    steps: usize,
-}
-
-impl Story {
-    fn tokens(&self, vocab: usize) -> Vec<u32> {
-        (0..self.prompt + self.steps)
-            .map(|i| ((i * i + 7 * i * self.who + 3 + self.who) % vocab) as u32)
-            .collect()
+/// The logits behind the prompt and behind each step, through a cache of its own.
+fn alone(story: &Story, model: &Llama, kind: Kind) -> Vec<Vec<f32>> {
+    let tokens: Vec<i64> = story.tokens(model.config().vocab_size).into_iter().map(i64::from).collect();
+    let mut cache = KvCache::new(model.config(), 1, tokens.len(), kind, Device::Cpu).unwrap();
+    let row = |ids: &[i64]| Tensor::from_slice(ids).view([1, -1]);
+    let prompt = model.prefill(&row(&tokens[..story.prompt]), &mut cache).unwrap();
+    let mut logits = vec![values(&prompt)];
+    for &token in &tokens[story.prompt..] {
+        logits.push(values(&model.forward(&row(&[token]), &mut cache, LogitsOf::Last).unwrap()));
     }
-
-    /// The logits behind the prompt and behind each step, through a cache of its own.
-    fn alone(&self, model: &Llama, kind: Kind) -> Vec<Vec<f32>> {
-        let tokens: Vec<i64> = self.tokens(model.config().vocab_size).into_iter().map(i64::from).collect();
-        let mut cache = KvCache::new(model.config(), 1, tokens.len(), kind, Device::Cpu).unwrap();
-        let row = |ids: &[i64]| Tensor::from_slice(ids).view([1, -1]);
-        let prompt = model.prefill(&row(&tokens[..self.prompt]), &mut cache).unwrap();
-        let mut logits = vec![values(&prompt)];
-        for &token in &tokens[self.prompt..] {
-            logits.push(values(&model.forward(&row(&[token]), &mut cache, LogitsOf::Last).unwrap()));
-        }
-        logits
-    }
+    logits
 }
 
 fn values(logits: &Tensor) -> Vec<f32> {
@@ -147,24 +131,13 @@ fn together(model: &Llama, stories: &[Story], cache: &mut PagedKvCache) -> Vec<V
     seen
 }
 
-/// Prompts of one token to several pages, joining one after the other and leaving in another order.
-fn stories(count: usize) -> Vec<Story> {
-    let story = |who: usize| Story {
-        who,
-        prompt: [1, 40, 7, 70, 31, 32, 33, 2][who % 8],
-        joins: who * 3 / 4,
-        steps: 1 + (who * 5) % 9 + 20 * usize::from(who.is_multiple_of(5)),
-    };
-    (0..count).map(story).collect()
-}
-
 fn assert_same_bits(model: &Llama, kind: Kind, stories: &[Story], pages: usize, what: &str) {
     let mut cache = PagedKvCache::new(model.config(), pages, kind, Device::Cpu).unwrap();
     let bits = |rows: &[Vec<f32>]| -> Vec<Vec<u32>> {
         rows.iter().map(|row| row.iter().map(|value| value.to_bits()).collect()).collect()
     };
     for (story, got) in stories.iter().zip(together(model, stories, &mut cache)) {
-        let wanted = story.alone(model, kind);
+        let wanted = alone(story, model, kind);
         assert!(
             bits(&got) == bits(&wanted),
             "{what} {kind:?}: sequence {} differs from itself alone",
@@ -233,7 +206,7 @@ fn a_dense_model_gives_each_sequence_nearly_what_it_gets_alone() {
         let stories = stories(20);
         let mut cache = PagedKvCache::new(loaded.model.config(), 12, Kind::Float, Device::Cpu).unwrap();
         for (story, got) in stories.iter().zip(together(&loaded.model, &stories, &mut cache)) {
-            for (got, wanted) in got.iter().zip(story.alone(&loaded.model, Kind::Float)) {
+            for (got, wanted) in got.iter().zip(alone(story, &loaded.model, Kind::Float)) {
                 let error = got.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(error < 1e-4, "sequence {}: {error}", story.who);
             }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::ValueEnum;
-use codecllm::cuda::PeakMemory;
+use codecllm::cuda::{device_info, DeviceInfo, PeakMemory};
 use tch::Device;
 
 /// The first GPU: which one that is, CUDA_VISIBLE_DEVICES decides.
@@ -30,6 +30,14 @@ impl DeviceArg {
         match self {
             Self::Cpu => Device::Cpu,
             Self::Cuda => Device::Cuda(ORDINAL),
+        }
+    }
+
+    /// What the GPU is; `None` on the CPU.
+    pub(crate) fn info(self) -> Result<Option<DeviceInfo>> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda => Ok(Some(device_info(ORDINAL)?)),
         }
     }
 

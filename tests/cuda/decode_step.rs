@@ -3,45 +3,18 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use codecllm::checkpoint::{compress, CheckpointWeights, CompressOptions, Reader};
-use codecllm::cuda::{self, PeakMemory};
-use codecllm::model::{DecodeStep, KvCache, Llama, LlamaConfig, LogitsOf, StepPart};
+use codecllm::checkpoint::{compress, CompressOptions};
+use codecllm::cuda::PeakMemory;
+use codecllm::model::{DecodeStep, KvCache, Llama, LogitsOf, StepPart};
 use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
 use codecllm::ErrorKind;
 use serde_json::Value;
-use tch::{nn, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::loaded::{gpu_or_skip, load, load_on, GPU, KINDS};
 use crate::tiny_llama::{downloaded, full_config, plain_config, TinyLlama};
 
-const GPU: Device = Device::Cuda(0);
-const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];
 const PROMPTS: [&[i64]; 3] = [&[3, 14, 15, 9, 26, 5, 35, 8, 9, 7], &[9, 32, 38], &[46, 2, 6, 43, 38, 32]];
-
-macro_rules! gpu_or_skip {
-    () => {
-        if let Err(error) = cuda::load() {
-            println!("SKIPPED: {error}");
-            return;
-        }
-    };
-}
-
-struct Loaded {
-    vs: nn::VarStore,
-    model: Llama,
-}
-
-fn load(dir: &Path, kind: Kind) -> Loaded {
-    load_on(GPU, dir, kind)
-}
-
-fn load_on(device: Device, dir: &Path, kind: Kind) -> Loaded {
-    let config = LlamaConfig::from_dir(dir).unwrap();
-    let reader = Reader::open(dir).unwrap();
-    let vs = nn::VarStore::new(device);
-    let model = Llama::load(&vs.root(), &config, &CheckpointWeights::new(&reader, kind)).unwrap();
-    Loaded { vs, model }
-}
 
 /// Heads that share keys and heads that do not, with and without biases and a tied head; every width is odd for a kernel.
 fn configs() -> [Value; 4] {

@@ -4,41 +4,21 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use codecllm::checkpoint::{compress, CheckpointWeights, CompressOptions, Reader};
-use codecllm::cuda::{self, PeakMemory};
-use codecllm::model::{BatchScores, KvCache, Llama, LlamaConfig, LogitsOf, PagedKvCache, PagedSequence};
+use codecllm::checkpoint::{compress, CompressOptions};
+use codecllm::cuda::PeakMemory;
+use codecllm::model::{BatchScores, KvCache, Llama, LogitsOf, PagedKvCache, PagedSequence};
 use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
 use codecllm::ErrorKind;
 use serde_json::Value;
-use tch::{nn, Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use crate::loaded::{gpu_or_skip, load, GPU, KINDS};
+use crate::stories::{stories, Story};
 use crate::tiny_llama::{downloaded, full_config, plain_config, TinyLlama};
 
-const GPU: Device = Device::Cuda(0);
-const KINDS: [Kind; 3] = [Kind::Float, Kind::Half, Kind::BFloat16];
+/// Of the tiny models.
+const VOCAB: usize = 50;
 const MOST: usize = PagedKvCache::MOST_SEQUENCES;
-
-macro_rules! gpu_or_skip {
-    () => {
-        if let Err(error) = cuda::load() {
-            println!("SKIPPED: {error}");
-            return;
-        }
-    };
-}
-
-struct Loaded {
-    vs: nn::VarStore,
-    model: Llama,
-}
-
-fn load(dir: &Path, kind: Kind) -> Loaded {
-    let config = LlamaConfig::from_dir(dir).unwrap();
-    let reader = Reader::open(dir).unwrap();
-    let vs = nn::VarStore::new(GPU);
-    let model = Llama::load(&vs.root(), &config, &CheckpointWeights::new(&reader, kind)).unwrap();
-    Loaded { vs, model }
-}
 
 /// Heads that share keys and heads that do not; every width is odd for a kernel.
 fn configs() -> [Value; 3] {
@@ -79,36 +59,18 @@ fn assert_close(got: &[f32], wanted: &[f32], kind: Kind, what: &str) {
     );
 }
 
-/// The tokens of sequence `who`: its prompt is the first `prompt` of them.
-#[derive(Clone, Copy)]
-struct Story {
-    who: usize,
-    prompt: usize,
-    /// In which step it joins, and how many it takes part in.
-    joins: usize,
-    steps: usize,
-}
-
-impl Story {
-    fn tokens(&self) -> Vec<u32> {
-        (0..self.prompt + self.steps)
-            .map(|i| ((i * i + 7 * i * self.who + 3 + self.who) % 50) as u32)
-            .collect()
+/// The logits behind the prompt and behind each step, by the ordinary forward with a cache of its own.
+fn alone(story: &Story, model: &Llama, kind: Kind) -> Vec<Vec<f32>> {
+    let tokens: Vec<i64> = story.tokens(VOCAB).into_iter().map(i64::from).collect();
+    let mut cache = KvCache::new(model.config(), 1, tokens.len(), kind, GPU).unwrap();
+    let row = |ids: &[i64]| Tensor::from_slice(ids).view([1, -1]).to(GPU);
+    let values = |logits: Tensor| Vec::try_from(logits.to_kind(Kind::Float).view([-1])).unwrap();
+    let mut logits = vec![values(model.prefill(&row(&tokens[..story.prompt]), &mut cache).unwrap())];
+    for &token in &tokens[story.prompt..] {
+        // All logits are asked for, which is no captured step.
+        logits.push(values(model.forward(&row(&[token]), &mut cache, LogitsOf::All).unwrap()));
     }
-
-    /// The logits behind the prompt and behind each step, by the ordinary forward with a cache of its own.
-    fn alone(&self, model: &Llama, kind: Kind) -> Vec<Vec<f32>> {
-        let tokens: Vec<i64> = self.tokens().into_iter().map(i64::from).collect();
-        let mut cache = KvCache::new(model.config(), 1, tokens.len(), kind, GPU).unwrap();
-        let row = |ids: &[i64]| Tensor::from_slice(ids).view([1, -1]).to(GPU);
-        let values = |logits: Tensor| Vec::try_from(logits.to_kind(Kind::Float).view([-1])).unwrap();
-        let mut logits = vec![values(model.prefill(&row(&tokens[..self.prompt]), &mut cache).unwrap())];
-        for &token in &tokens[self.prompt..] {
-            // All logits are asked for, which is no captured step.
-            logits.push(values(model.forward(&row(&[token]), &mut cache, LogitsOf::All).unwrap()));
-        }
-        logits
-    }
+    logits
 }
 
 struct Running {
@@ -139,7 +101,7 @@ fn together(model: &Llama, stories: &[Story], cache: &mut PagedKvCache) -> Vec<V
                 return true;
             }
             let Some(mut sequence) = cache.sequence(story.prompt + story.steps) else { return true };
-            let tokens = story.tokens();
+            let tokens = story.tokens(VOCAB);
             // In two pieces where there is more than one token.
             let (first, rest) = tokens[..story.prompt].split_at(story.prompt / 3);
             if !first.is_empty() {
@@ -177,23 +139,12 @@ fn together(model: &Llama, stories: &[Story], cache: &mut PagedKvCache) -> Vec<V
     seen
 }
 
-/// Prompts of one token to several pages, joining one after the other and leaving in another order.
-fn stories(count: usize) -> Vec<Story> {
-    let story = |who: usize| Story {
-        who,
-        prompt: [1, 40, 7, 70, 31, 32, 33, 2][who % 8],
-        joins: who * 3 / 4,
-        steps: 1 + (who * 5) % 9 + 20 * usize::from(who.is_multiple_of(5)),
-    };
-    (0..count).map(story).collect()
-}
-
 fn check(model: &Llama, kind: Kind, stories: &[Story], pages: usize, what: &str) {
     let mut cache = new_cache(model, pages, kind);
     let got = together(model, stories, &mut cache);
     assert_eq!(cache.free_pages(), pages);
     for (story, got) in stories.iter().zip(got) {
-        let wanted = story.alone(model, kind);
+        let wanted = alone(story, model, kind);
         assert_eq!(got.len(), wanted.len());
         for (step, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
             assert_close(got, wanted, kind, &format!("{what}, sequence {}, step {step}", story.who));

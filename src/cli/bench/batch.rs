@@ -7,14 +7,13 @@ mod measure;
 mod text;
 
 use anyhow::{bail, Result};
-use codecllm::cuda::{device_info, DeviceInfo};
+use codecllm::cuda::DeviceInfo;
 use codecllm::model::PagedKvCache;
 use serde::{Deserialize, Serialize};
 
 use self::measure::{measure, Workload};
 use super::generate::{child, Which};
 use super::{budget, DeviceArg, TORCH_VERSION};
-use crate::cli::device::ORDINAL;
 use crate::cli::model::{at_least_one, DtypeArg};
 use crate::cli::output::Output;
 use crate::cli::shape::Shape;
@@ -132,24 +131,15 @@ struct Report {
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let workload = args.workload()?;
-    let mut steps = Steps::new(output);
     if let Some(which) = args.only {
+        let mut steps = Steps::new(output);
         let figures =
             measure(which, &workload, &mut |done, total, next| steps.show(which.name(), done, total, next))?;
         drop(steps);
         return output.report(&figures, |figures| text::model(which.name(), figures));
     }
-    let mut models = Vec::new();
-    for (done, which) in [Which::Dense, Which::Compressed].into_iter().enumerate() {
-        steps.show("models", done, 2, which.name());
-        models.push(child::measure(which)?);
-    }
-    drop(steps);
-    let device = match args.device {
-        DeviceArg::Cpu => None,
-        DeviceArg::Cuda => Some(device_info(ORDINAL)?),
-    };
-    let [dense, compressed] = [models.remove(0), models.remove(0)];
+    let [dense, compressed] = child::measure_both(output)?;
+    let device = args.device.info()?;
     let report = Report {
         config: args.config.name(),
         device,

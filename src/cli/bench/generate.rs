@@ -12,7 +12,6 @@ mod weights;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use codecllm::cuda::device_info;
 use tch::Kind;
 
 pub(super) use self::measure::{load, median};
@@ -20,7 +19,6 @@ use self::measure::{measure, Workload};
 use self::report::Report;
 pub(super) use self::report::Which;
 use super::{budget, DeviceArg};
-use crate::cli::device::ORDINAL;
 use crate::cli::model::at_least_one;
 use crate::cli::output::Output;
 use crate::cli::shape::Shape;
@@ -119,25 +117,16 @@ impl Args {
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let workload = args.workload()?;
     workload.check()?;
-    let mut steps = Steps::new(output);
     if let Some(which) = args.only {
+        let mut steps = Steps::new(output);
         let figures = measure(which, &workload, &mut |done, total, next| {
             steps.show(which.name(), done, total, next);
         })?;
         drop(steps);
         return output.report(&figures, |figures| text::model(which.name(), figures));
     }
-    let mut figures = Vec::new();
-    for (done, which) in [Which::Dense, Which::Compressed].into_iter().enumerate() {
-        steps.show("models", done, 2, which.name());
-        figures.push(child::measure(which)?);
-    }
-    drop(steps);
-    let device = match args.device {
-        DeviceArg::Cpu => None,
-        DeviceArg::Cuda => Some(device_info(ORDINAL)?),
-    };
-    let [dense, compressed] = [figures.remove(0), figures.remove(0)];
+    let [dense, compressed] = child::measure_both(output)?;
+    let device = args.device.info()?;
     let report = Report::new(args.config.name(), device, args.dtype.name(), &workload, dense, compressed);
     output.report(&report, text::report)
 }

@@ -50,6 +50,14 @@ struct LayerCache {
     values: Tensor,
 }
 
+/// The dtype of keys and values on `device`, of a model in `kind`.
+pub(super) fn cache_kind(device: Device, kind: Kind) -> Kind {
+    match device {
+        Device::Cpu => Kind::Float,
+        _ => kind,
+    }
+}
+
 impl KvCache {
     /// An empty cache for `batch` sequences of `capacity` tokens of a model with `config` in dtype `kind`.
     ///
@@ -72,7 +80,7 @@ impl KvCache {
                 ),
             ));
         }
-        let kind = if device == Device::Cpu { Kind::Float } else { kind };
+        let kind = cache_kind(device, kind);
         let shape = [batch, config.num_key_value_heads, capacity, config.head_dim].map(|n| n as i64);
         let plane_bytes =
             shape.iter().fold(kind.elt_size_in_bytes(), |bytes, &n| bytes.saturating_mul(n as usize));

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::kv_cache::cache_kind;
 use super::page_pool::PagePool;
 use super::paged_graphs::PagedGraphs;
 use crate::error::{Error, Result, TorchContext};
@@ -79,14 +80,6 @@ impl Shape {
     }
 }
 
-/// The dtype of keys and values: see [`KvCache`](super::KvCache).
-fn kind_on(device: Device, kind: Kind) -> Kind {
-    match device {
-        Device::Cpu => Kind::Float,
-        _ => kind,
-    }
-}
-
 /// Pages that belong to nobody. On a GPU the idle rows of a captured step write to one.
 fn spare_on(device: Device) -> usize {
     usize::from(device.is_cuda())
@@ -108,7 +101,7 @@ impl PagedKvCache {
         if pages == 0 || pages > most {
             return Err(Error::invalid("key-value cache", format!("{pages} pages, wanted 1 to {most}")));
         }
-        let (shape, kind) = (Shape::of(config), kind_on(device, kind));
+        let (shape, kind) = (Shape::of(config), cache_kind(device, kind));
         let slots = (pages + spare_on(device)) * Self::PAGE_TOKENS;
         let size = [shape.kv_heads, slots, shape.head_dim].map(|n| n as i64);
         let empty = || Tensor::f_empty(size, (kind, device)).about("key-value cache");
@@ -122,7 +115,7 @@ impl PagedKvCache {
 
     /// Bytes that one page takes in a cache made with these arguments.
     pub fn page_bytes(config: &LlamaConfig, kind: Kind, device: Device) -> usize {
-        Shape::of(config).page_bytes(kind_on(device, kind))
+        Shape::of(config).page_bytes(cache_kind(device, kind))
     }
 
     /// Pages that `tokens` tokens take.

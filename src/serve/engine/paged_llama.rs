@@ -82,10 +82,7 @@ fn default_pages(model: &Model, max_batch: usize, available: Option<u64>) -> usi
 /// Memory of `device` that is free, bytes, where that is known.
 fn available_on(device: Device) -> Option<u64> {
     match device {
-        Device::Cuda(ordinal) => {
-            let device = cuda::device(ordinal).ok()?;
-            device.free_and_total_bytes().ok().map(|(free, _)| free as u64)
-        }
+        Device::Cuda(ordinal) => cuda::free_bytes(ordinal).map(|free| free as u64),
         _ => available_bytes(),
     }
 }

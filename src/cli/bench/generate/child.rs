@@ -8,9 +8,21 @@ use anyhow::{anyhow, Context, Result};
 use serde::de::DeserializeOwned;
 
 use super::report::Which;
+use crate::cli::output::Output;
+use crate::cli::steps::Steps;
+
+/// The figures of the dense model, then those of the compressed one.
+pub(in super::super) fn measure_both<T: DeserializeOwned>(output: &Output) -> Result<[T; 2]> {
+    let mut steps = Steps::new(output);
+    let mut next = |done, which: Which| {
+        steps.show("models", done, 2, which.name());
+        measure(which)
+    };
+    Ok([next(0, Which::Dense)?, next(1, Which::Compressed)?])
+}
 
 /// Repeats the arguments of this process, for one model; its figures.
-pub(in super::super) fn measure<T: DeserializeOwned>(which: Which) -> Result<T> {
+fn measure<T: DeserializeOwned>(which: Which) -> Result<T> {
     let program = std::env::current_exe().context("this program's file")?;
     let output = Command::new(program).args(arguments(std::env::args_os(), which)).output();
     let output = output.with_context(|| format!("the process of the {} model", which.name()))?;
