@@ -4,15 +4,19 @@
 // below 2^15, and the exponent is kept. Infinities and NaN stay what they are, and don't count as the largest. An FP32 row becomes
 // two, of 11 bits of each element's mantissa: the tensor cores take both at once. BF16 reaches as far as FP32, so nothing is divided
 // by then; FP16 and FP32 rows become two, of 8 bits of each mantissa.
+//
+// Many rows are packed, into the order in which the fused linears multiply them.
 #include "element.cuh"
 
 // Mirrors `Arguments` of src/ops/cuda/activations.rs.
 struct Arguments {
     const void* x;    // rows of `x_stride` elements
-    u16* out;         // rows of `padded_cols` elements, PIECES for each of x
+    u16* out;         // rows of `padded_cols` elements, PIECES for each of x; or packed
     int* exponents;   // null where nothing is divided
     u64 x_stride;
     u32 cols, padded_cols;
+    u32 rows;         // of x; blocks beyond them, where `out` is packed, write zeros
+    u32 packed_rows;  // 0: `out` is not packed; else its rows, a multiple of 16
 };
 
 constexpr u32 WARP = 32;
@@ -61,13 +65,40 @@ constexpr float SECOND_PIECE = 1.0f;
 template <>
 constexpr float SECOND_PIECE<Fp16> = 2048.0f;
 
+// Where `out` has an element, in elements. Packed, 8 of them are what a lane of `mma.m16n8k16` takes at once: the four columns of its
+// k-step from a row, and from the row 8 below it. `PackedInput` of fused_linear.cu says the same.
+__device__ __forceinline__ u64 place_of(const Arguments& arguments, u32 row, u32 col) {
+    if (arguments.packed_rows == 0) return u64(row) * arguments.padded_cols + col;
+    const u32 lane = row % 8 * 4 + col % 64 / 16, step = col / 64 * 4 + col % 16 / 4;
+    return u64(step * (arguments.packed_rows / 16) + row / 16) * (8 * WARP) + lane * 8 + row / 8 % 2 * 4 + col % 4;
+}
+
+// Writes COUNT neighbors of a row of `out`: packed, those of a k-step at a time.
+template <class Half, int COUNT>
+__device__ __forceinline__ void write(const Arguments& arguments, u32 row, u32 col, const Pack<Half, COUNT>& pack) {
+    if constexpr (COUNT == 8) {
+        if (arguments.packed_rows > 0) {
+#pragma unroll
+            for (u32 first = 0; first < COUNT; first += 4) {
+                Pack<Half, 4> step;
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) step.elements[i] = pack.elements[first + i];
+                step.store(arguments.out + place_of(arguments, row, col + first));
+            }
+            return;
+        }
+    }
+    pack.store(arguments.out + place_of(arguments, row, col));
+}
+
 template <class E, class Half, bool SCALED, int PIECES, int COUNT>
-__device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u16* out) {
-    const int exponent = SCALED ? row_exponent<E, COUNT>(x, arguments.cols) : 0;
-    if (SCALED && threadIdx.x == 0) arguments.exponents[blockIdx.x] = exponent;
+__device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u32 cols) {
+    const u32 row = blockIdx.x * PIECES;
+    const int exponent = SCALED ? row_exponent<E, COUNT>(x, cols) : 0;
+    if (SCALED && threadIdx.x == 0 && cols > 0) arguments.exponents[blockIdx.x] = exponent;
     for (u32 col = COUNT * threadIdx.x; col < arguments.padded_cols; col += COUNT * blockDim.x) {
         Pack<Half, COUNT> halves = Pack<Half, COUNT>::zero(), rests = halves;
-        if (col < arguments.cols) {
+        if (col < cols) {
             const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
@@ -86,8 +117,8 @@ __device__ __forceinline__ void bring_row(const Arguments& arguments, const type
                 }
             }
         }
-        halves.store(out + col);
-        if (PIECES == 2) rests.store(out + arguments.padded_cols + col);
+        write<Half, COUNT>(arguments, row, col, halves);
+        if (PIECES == 2) write<Half, COUNT>(arguments, row + 1, col, rests);
     }
 }
 
@@ -95,14 +126,14 @@ template <class E, class Half, bool SCALED, int PIECES>
 __device__ __forceinline__ void activations(const Arguments& arguments) {
     overlap_trigger();
     overlap_wait();
-    const u32 row = blockIdx.x;
-    const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
-    u16* out = arguments.out + u64(row) * PIECES * arguments.padded_cols;
+    const bool is_there = blockIdx.x < arguments.rows;
+    const u32 cols = is_there ? arguments.cols : 0;
+    const typename E::Type* x = is_there ? static_cast<const typename E::Type*>(arguments.x) + blockIdx.x * arguments.x_stride : nullptr;
     // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
-    if (arguments.cols % 8 == 0 && aligned(x)) {
-        bring_row<E, Half, SCALED, PIECES, 8>(arguments, x, out);
+    if (cols % 8 == 0 && aligned(x)) {
+        bring_row<E, Half, SCALED, PIECES, 8>(arguments, x, cols);
     } else {
-        bring_row<E, Half, SCALED, PIECES, 1>(arguments, x, out);
+        bring_row<E, Half, SCALED, PIECES, 1>(arguments, x, cols);
     }
 }
 

@@ -1,8 +1,9 @@
 // y = x W^T + bias, multiplied on the tensor cores while the weights are decoded.
 //
 // A thread block owns whole bands (rows of tiles) and its warps take their tiles in order. A warp sums over the columns of its
-// tile in registers and leaves the sums in shared memory; the last warp of a band adds all of them, left to right, so that the
-// result does not depend on which warp was faster, on the launch, or on the other rows of x.
+// tile in registers; the sums of a band's tiles are added from left to right, so that the result does not depend on which warp was
+// faster, on the launch, or on the other rows of x. Either each tile leaves its sums in shared memory, and the last warp of a band to
+// come adds all of them, or a warp takes all tiles of a band, and adds up as it goes.
 #include "decode.cuh"
 
 constexpr u32 MOST_WEIGHTS = 3;
@@ -24,7 +25,8 @@ struct Arguments {
     u32 bands;         // of all parts
     u32 tiles_across;  // the most of any part
     u32 batch;               // rows of `x`
-    const u16* x;            // BF16 if the weights are, else FP16: rows of `x_stride` elements, zero from `cols` to the end of a group
+    const u16* x;            // BF16 if the weights are, else FP16, zero from `cols` to the end of a group: rows of `x_stride` elements, or
+                             // packed, see `PackedInput`
     const int* x_exponents;  // a row of x was divided by 2 to this power; null: it was not
     u32 x_stride;
     u32 y_stride;
@@ -32,6 +34,8 @@ struct Arguments {
     u32 table_bytes;   // of all parts
     u32 words_bytes;   // of one warp
     u32 slots;         // bands in flight
+    u32 set;           // bands whose tiles are taken column by column, before those of the next set
+    u32 owned;         // whether a warp takes all tiles of a band; a set has a band for each warp, and so many slots
     u32 x_pieces;      // rows of `x` for one of y: 2 where the second's product is added to the first's ...
     float x_second;    // ... times this
 };
@@ -53,23 +57,103 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const u32 (&a)[4], u3
 }
 #undef MULTIPLY
 
-// Multiplies the k-steps of a tile with NB blocks of 8 rows of x.
-template <u32 LAYOUT, u32 NB>
-struct MultiplySink {
-    // This lane's columns in the current group of x. A lane whose row is beyond the batch reads the last row: its products are
-    // columns of the result that nobody looks at.
-    const u16* x[NB];
-    float sums[NB][4];
-    static constexpr bool ASKS_EARLY = true;
+// Where x comes in rows: this lane's columns of a group. A lane whose row is beyond the batch reads the last row: its products are
+// columns of the result that nobody looks at.
+template <u32 NB>
+struct RowInput {
+    const u16* rows[NB];
     uint4 low[NB], high[NB];
 
     __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) {
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
             const u32 row = min_u32(b * MMA_COLS + lane / 4, arguments.batch - 1);
-            x[b] = arguments.x + u64(row) * arguments.x_stride + first_col + lane % 4 * LANE_COLS;
+            rows[b] = arguments.x + u64(row) * arguments.x_stride + first_col + lane % 4 * LANE_COLS;
         }
     }
+
+    __device__ __forceinline__ void begin_group() {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) {
+            low[b] = reinterpret_cast<const uint4*>(rows[b])[0];
+            high[b] = reinterpret_cast<const uint4*>(rows[b])[1];
+        }
+    }
+
+    __device__ __forceinline__ void before_step(u32) {}
+
+    // What block `b` is multiplied with in a k-step.
+    __device__ __forceinline__ uint2 of(u32 step, u32 b) const {
+        const uint4 own = step < 2 ? low[b] : high[b];
+        return step & 1 ? make_uint2(own.z, own.w) : make_uint2(own.x, own.y);
+    }
+
+    __device__ __forceinline__ void end_group() {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) rows[b] += GROUP_COLS;
+    }
+
+    // The element in this row and column.
+    static __device__ __forceinline__ u16 element(const Arguments& arguments, u32 row, u32 col) {
+        return arguments.x[u64(min_u32(row, arguments.batch - 1)) * arguments.x_stride + col];
+    }
+};
+
+// Where x is packed, in the order in which it is multiplied: for each k-step what each lane takes of two blocks, 16 bytes a lane; the
+// two blocks' neighbors follow, then the next k-step. There are rows for all blocks. `place_of` of activations.cu says the same.
+template <u32 NB>
+struct PackedInput {
+    static constexpr u32 PAIRS = NB / 2;
+    static constexpr u32 STEP = PAIRS * LANES;  // in units of 16 bytes
+    const uint4* packed;
+    uint4 own[PAIRS];
+
+    __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) {
+        packed = reinterpret_cast<const uint4*>(arguments.x) + first_col / GROUP_COLS * (4 * STEP) + lane;
+    }
+
+    __device__ __forceinline__ void begin_group() {}
+
+    // What there is no room for is loaded a k-step at a time, ahead of its use.
+    __device__ __forceinline__ void before_step(u32 step) {
+#pragma unroll
+        for (u32 pair = 0; pair < PAIRS; pair++) own[pair] = packed[step * STEP + pair * LANES];
+    }
+
+    __device__ __forceinline__ uint2 of(u32, u32 b) const {
+        const uint4 both = own[b / 2];
+        return b & 1 ? make_uint2(both.z, both.w) : make_uint2(both.x, both.y);
+    }
+
+    __device__ __forceinline__ void end_group() { packed += 4 * STEP; }
+
+    static __device__ __forceinline__ u16 element(const Arguments& arguments, u32 row, u32 col) {
+        const u32 lane = row % MMA_COLS * 4 + col % GROUP_COLS / LANE_COLS, step = col / GROUP_COLS * 4 + col % LANE_COLS / 4;
+        return arguments.x[(step * STEP + row / (2 * MMA_COLS) * LANES + lane) * 8 + row / MMA_COLS % 2 * 4 + col % 4];
+    }
+};
+
+template <u32 NB>
+struct InputOf {
+    typedef PackedInput<NB> Type;
+};
+template <>
+struct InputOf<1> {
+    typedef RowInput<1> Type;
+};
+template <>
+struct InputOf<2> {
+    typedef RowInput<2> Type;
+};
+
+// Multiplies the k-steps of a tile with NB blocks of 8 rows of x.
+template <u32 LAYOUT, u32 NB>
+struct MultiplySink {
+    typename InputOf<NB>::Type x;
+    float sums[NB][4];
+    static constexpr bool ASKS_EARLY = true;
+
+    __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) { x.start(arguments, first_col, lane); }
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -80,45 +164,18 @@ struct MultiplySink {
 
     // The first thing that another kernel wrote is x.
     __device__ __forceinline__ void begin_groups() { overlap_wait(); }
-
-    __device__ __forceinline__ void begin_group() {
-        if constexpr (NB <= 2) {
-#pragma unroll
-            for (u32 b = 0; b < NB; b++) {
-                low[b] = reinterpret_cast<const uint4*>(x[b])[0];
-                high[b] = reinterpret_cast<const uint4*>(x[b])[1];
-            }
-        }
-    }
-
-    // Where there is no room for a whole group of x, one k-step is loaded ahead of its use.
-    __device__ __forceinline__ void before_step(u32 step) {
-        if constexpr (NB > 2) {
-#pragma unroll
-            for (u32 b = 0; b < NB; b++) {
-                const uint2 own = *reinterpret_cast<const uint2*>(x[b] + 4 * step);
-                low[b].x = own.x;
-                low[b].y = own.y;
-            }
-        }
-    }
+    __device__ __forceinline__ void begin_group() { x.begin_group(); }
+    __device__ __forceinline__ void before_step(u32 step) { x.before_step(step); }
 
     __device__ __forceinline__ void step(u32 step, const u32 (&registers)[4]) {
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
-            if constexpr (NB > 2) {
-                multiply<LAYOUT>(sums[b], registers, low[b].x, low[b].y);
-            } else {
-                const uint4 own = step < 2 ? low[b] : high[b];
-                multiply<LAYOUT>(sums[b], registers, step & 1 ? own.z : own.x, step & 1 ? own.w : own.y);
-            }
+            const uint2 own = x.of(step, b);
+            multiply<LAYOUT>(sums[b], registers, own.x, own.y);
         }
     }
 
-    __device__ __forceinline__ void end_group() {
-#pragma unroll
-        for (u32 b = 0; b < NB; b++) x[b] += GROUP_COLS;
-    }
+    __device__ __forceinline__ void end_group() { x.end_group(); }
 };
 
 // The escapes of a tile where its words are, in shared memory: positions, then values.
@@ -182,10 +239,10 @@ __device__ __noinline__ Sums<NB> with_escapes(const Arguments& arguments, Shared
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
             u32 x[4];
-            const u32 x_row = min_u32(b * MMA_COLS + row, arguments.batch - 1);
-            const u16* own = arguments.x + u64(x_row) * arguments.x_stride + tile_col;
 #pragma unroll
-            for (u32 k = 0; k < 4; k++) x[k] = used[k] ? own[cols[k]] : 0;
+            for (u32 k = 0; k < 4; k++) {
+                x[k] = used[k] ? InputOf<NB>::Type::element(arguments, b * MMA_COLS + row, tile_col + cols[k]) : 0;
+            }
             multiply<LAYOUT>(sums.of[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
             if (WIDE && is_grid(LAYOUT)) multiply<LAYOUT>(sums.of[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
         }
@@ -210,22 +267,28 @@ __device__ __forceinline__ u32 add_acquire_release(u32 address, u32 value) {
     return before;
 }
 
-// Where the tiles of a band meet: each leaves its sums, and the last to come adds all of them, from left to right.
+// Where the sums of a band's tiles are added, from left to right. Where a warp owns a band, it adds each tile's to those before;
+// else the tiles meet: each leaves its sums, and the last to come adds all of them.
 template <u32 NB>
 struct Meeting {
-    float* sums;   // [slots][tiles_across][NB][4][32]
+    static constexpr bool SETS = NB > 1;
+    float* sums;   // [slots][places][NB][4][32]
     u32 arrivals;  // address of one count a slot: in the low half those of its present band, above it the bands that it has had
-    u32 slots, tiles_across;
+    u32 slots;
+    u32 places;  // of a slot, one for each tile of a band; 1 where it is owned, as no band of several tiles has
 
-    // `ordinal`: the band's number in this block. True for the last to come, which gets the total.
+    __device__ __forceinline__ bool owned() const { return SETS && places == 1; }
+
+    // `ordinal`: the band's number in this block. True for the last tile, which gets the total.
     __device__ __forceinline__ bool join(u32 ordinal, u32 tile, u32 tile_count, u32 lane, Sums<NB>& own) const {
         // It does not count as a band of its slot, so the host puts the weights that have such bands last.
         if (tile_count == 1) return true;
         const u32 bands_before = divide_small(ordinal, slots), slot = ordinal - bands_before * slots;
+        float* band = sums + slot * places * (NB * 4 * LANES) + lane;
+        if (owned()) return add_next(band, tile, tile_count, own);
         const u32 arrival = arrivals + 4 * slot;
         // Bands begin in order, but this one may have come this far while one long before it still waits for a tile.
         while (load_acquire(arrival) >> 16 != (bands_before & 0xFFFF)) __nanosleep(100);
-        float* band = sums + slot * tiles_across * (NB * 4 * LANES) + lane;
         float* mine = band + tile * (NB * 4 * LANES);
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
@@ -245,6 +308,19 @@ struct Meeting {
     }
 
 private:
+    // Adds this tile's sums to those of the tiles before, which the same lane left.
+    static __device__ __forceinline__ bool add_next(float* band, u32 tile, u32 tile_count, Sums<NB>& own) {
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                float& before = band[(b * 4 + i) * LANES];
+                if (tile > 0) own.of[b][i] += before;
+                before = own.of[b][i];
+            }
+        return tile + 1 == tile_count;
+    }
+
     static __device__ __forceinline__ void add_up(const float* band, u32 tile_count, Sums<NB>& total) {
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
@@ -320,15 +396,21 @@ struct Task {
     u32 ordinal;  // the band's number in this block
     u32 part, band, tile;
     bool none;   // there are no more
-    bool empty;  // this part is narrower than another: its bands have fewer tiles
+    bool empty;  // the last set has fewer bands, or this part is narrower than another: its bands have fewer tiles
 };
 
+// Sets of bands follow each other. In a set the tiles of the first column come first, so that warps that work at the same time read
+// the same columns of x, and all but one of them find it in the L1. Few rows have no sets: each band is one.
+template <bool SETS>
 __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
     Task task;
-    task.ordinal = divide_small(index, arguments.tiles_across);
-    task.tile = index - task.ordinal * arguments.tiles_across;
+    const u32 set = SETS ? arguments.set : 1;
+    const u32 first = divide_small(index, set * arguments.tiles_across) * set, of_set = index - first * arguments.tiles_across;
+    task.tile = SETS ? divide_small(of_set, set) : of_set;
+    task.ordinal = first + of_set - task.tile * set;
     task.band = blockIdx.x + task.ordinal * gridDim.x;
-    task.none = task.band >= arguments.bands;
+    const bool missing = task.band >= arguments.bands;
+    task.none = SETS ? blockIdx.x + first * gridDim.x >= arguments.bands : missing;
     task.part = 0;
     if (arguments.part_count > 1 && task.band >= arguments.parts[0].bands) {
         task.part = 1;
@@ -338,7 +420,7 @@ __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
             task.band -= arguments.parts[1].bands;
         }
     }
-    task.empty = task.none || task.tile >= arguments.parts[task.part].weight.tiles_across;
+    task.empty = missing || task.tile >= arguments.parts[task.part].weight.tiles_across;
     return task;
 }
 
@@ -415,8 +497,9 @@ struct Opened {
 };
 
 // Opens the task of this number. All of this is of the weights alone, which no kernel writes.
+template <bool SETS>
 __device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task_index, const WarpMemory& memory, Record record, u32 lane) {
-    const Task task = task_at(arguments, task_index);
+    const Task task = task_at<SETS>(arguments, task_index);
     if (task.empty) return {task.none, true, {0, 0}};
     const Weight& weight = arguments.parts[task.part].weight;
     const Tile tile = tile_at(weight, task.band, task.tile, load_header(weight, task.band * weight.tiles_across + task.tile));
@@ -426,9 +509,10 @@ __device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task
     return {false, false, head};
 }
 
-__device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
+// The next task that is left, or the next of this warp's own bands.
+__device__ __forceinline__ u32 claim_task(u32* next_tasks, bool owned, u32 lane) {
     u32 index = 0;
-    if (lane == 0) index = atomicAdd(next_task, 1);
+    if (lane == 0) index = owned ? atomicAdd(next_tasks + threadIdx.x / LANES, blockDim.x / LANES) : atomicAdd(next_tasks, 1);
     return __shfl_sync(~0u, index, 0);
 }
 
@@ -436,7 +520,7 @@ __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
 // they are on their way while the sums meet those of other tiles. More rows have no registers to spare for that.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Opened& opened, const WarpMemory& memory, Record record,
-                                           Record next_record, const Meeting<NB>& meeting, u32* next_task, u32 lane) {
+                                           Record next_record, const Meeting<NB>& meeting, u32* next_tasks, u32 lane) {
     // Lane 0 wrote the record.
     __syncwarp();
     OpenTile open = record.open();
@@ -465,14 +549,15 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Ope
                                 : with_escapes<LAYOUT, NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
         }
         const bool last = stripe + 1 == tile.stripes();
-        if (NB == 1 && last) next = open_task(arguments, claim_task(next_task, lane), memory, next_record, lane);
+        if (NB == 1 && last) next = open_task<Meeting<NB>::SETS>(arguments, claim_task(next_tasks, meeting.owned(), lane), memory, next_record, lane);
         finish_stripe<LAYOUT, NB>(arguments, meeting, record, stripe, sums);
     }
-    if (NB > 1) next = open_task(arguments, claim_task(next_task, lane), memory, next_record, lane);
+    if (NB > 1) next = open_task<Meeting<NB>::SETS>(arguments, claim_task(next_tasks, meeting.owned(), lane), memory, next_record, lane);
     return next;
 }
 
-// Shared memory: tables, the warps' words and two records each, sums and arrivals of the meeting, the next task.
+// Shared memory: tables, the warps' words and two records each, sums and arrivals of the meeting, a next task for each warp, of which
+// only the first is used where warps take whatever is left.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     extern __shared__ __align__(16) u8 dynamic[];
@@ -481,8 +566,11 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     const u32 base = shared_address(shared);
     const u32 warp_bytes = arguments.words_bytes + 2 * Record::BYTES;
     float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * warp_bytes);
-    u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * arguments.tiles_across * (NB * 4 * LANES));
-    u32* next_task = arrivals + arguments.slots;
+    constexpr bool SETS = Meeting<NB>::SETS;
+    const bool owned = SETS && arguments.owned;
+    const u32 places = owned ? 1 : arguments.tiles_across;
+    u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * places * (NB * 4 * LANES));
+    u32* next_tasks = arrivals + arguments.slots;
     for (u32 part = 0; part < arguments.part_count; part++) {
         const Part& own = arguments.parts[part];
         copy_tables(own.weight, own.weight.table_count * (4u << scale_bits(LAYOUT)), base + own.first_table * (4u << scale_bits(LAYOUT)));
@@ -491,20 +579,20 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     // What the first tiles ask of the memory is on its way before the tables are here.
     const WarpMemory memory = {base + arguments.table_bytes + warp * warp_bytes, arguments.words_bytes, base};
     Record record = {memory.words + arguments.words_bytes}, other = {record.address + Record::BYTES};
-    Opened opened = open_task(arguments, warp, memory, record, lane);
+    Opened opened = open_task<SETS>(arguments, warp, memory, record, lane);
     commit_async();
     for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) arrivals[slot] = 0;
-    if (threadIdx.x == 0) *next_task = warps;
+    if (lane == 0) next_tasks[warp] = owned ? warp + warps : warps;
     wait_async_but_last();
     __syncthreads();
     overlap_trigger();
-    const Meeting<NB> meeting = {sums, shared_address(arrivals), arguments.slots, arguments.tiles_across};
+    const Meeting<NB> meeting = {sums, shared_address(arrivals), arguments.slots, places};
     while (!opened.none) {
         if (opened.empty) {
-            opened = open_task(arguments, claim_task(next_task, lane), memory, record, lane);
+            opened = open_task<Meeting<NB>::SETS>(arguments, claim_task(next_tasks, meeting.owned(), lane), memory, record, lane);
             continue;
         }
-        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, meeting, next_task, lane);
+        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, meeting, next_tasks, lane);
         const Record done = record;
         record = other;
         other = done;

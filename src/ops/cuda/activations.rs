@@ -62,25 +62,30 @@ struct Arguments {
     x_stride: u64,
     cols: u32,
     padded_cols: u32,
+    rows: u32,
+    packed_rows: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 40);
+const _: () = assert!(size_of::<Arguments>() == 48);
 
 /// Gives `work`, which launches what reads them, the rows of `x` `[batch, cols]` for weights of `layout`: `x` itself if it can be read
-/// as it is, else a copy in the pool.
+/// as it is, else a copy in the pool. `packed_rows`: packed, for so many rows, all pieces counted; those that `x` lacks are zero.
 pub(super) fn with_activations<R>(
     launcher: &Launcher,
     x: &Tensor,
     layout: Layout,
+    packed_rows: Option<usize>,
     subject: &str,
     work: impl FnOnce(&Activations) -> Result<R>,
 ) -> Result<R> {
     let source = Source::of(x, layout, subject)?;
-    if let Some(activations) = source.in_place(subject)? {
-        return work(&activations);
+    if packed_rows.is_none() {
+        if let Some(activations) = source.in_place(subject)? {
+            return work(&activations);
+        }
     }
     let row_bytes = source.padded_cols() * HALF_BYTES;
-    let rows = source.batch * source.pieces;
+    let rows = packed_rows.unwrap_or(source.batch * source.pieces);
     let bytes = rows * row_bytes + source.batch * size_of::<i32>();
     lend(launcher, Purpose::Activations, bytes, subject, |buffer| {
         let address = buffer.data_ptr() as u64;
@@ -89,11 +94,11 @@ pub(super) fn with_activations<R>(
             address,
             exponents: if source.is_divided() { exponents } else { 0 },
             row_stride: number(subject, source.padded_cols())?,
-            rows: number(subject, rows)?,
+            rows: number(subject, source.batch * source.pieces)?,
             pieces: source.pieces as u32,
             second: source.second(),
         };
-        source.bring(launcher, &activations, subject)?;
+        source.bring(launcher, &activations, packed_rows, subject)?;
         work(&activations)
     })
 }
@@ -175,7 +180,13 @@ impl Source {
     }
 
     /// Launches what brings the rows to `to`.
-    fn bring(&self, launcher: &Launcher, to: &Activations, subject: &str) -> Result<()> {
+    fn bring(
+        &self,
+        launcher: &Launcher,
+        to: &Activations,
+        packed_rows: Option<usize>,
+        subject: &str,
+    ) -> Result<()> {
         let symbol = match (Element::of(self.kind, subject)?, self.half) {
             (Element::F32, Kind::BFloat16) => "activations_f32_to_bf16",
             (Element::F16, Kind::BFloat16) => "activations_f16_to_bf16",
@@ -191,14 +202,17 @@ impl Source {
             x_stride: self.row_stride as u64,
             cols: number(subject, self.cols)?,
             padded_cols: to.row_stride,
+            rows: number(subject, self.batch)?,
+            packed_rows: number(subject, packed_rows.unwrap_or(0))?,
         };
+        let blocks = packed_rows.map_or(self.batch, |rows| rows / self.pieces);
         // Eight elements a thread.
         let block = (self.padded_cols() / 8).next_multiple_of(LANES).min(1024) as u32;
         let launch =
-            Launch { grid: [number(subject, self.batch)?, 1, 1], block, shared_bytes: 0, overlap: true };
+            Launch { grid: [number(subject, blocks)?, 1, 1], block, shared_bytes: 0, overlap: true };
         let kernel = launcher.device.kernel(&kernels::ACTIVATIONS, symbol)?;
         // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes
-        // `padded_cols` halves for each piece and one exponent for each row: the pool lent room for them. Both live on the launcher's
+        // `padded_cols` halves for each piece, packed or not, and one exponent for each row: the pool lent room for them. Both live on the launcher's
         // stream: the caller's tensor by libtorch's rule, the pool's buffer by its own.
         unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     }

@@ -32,6 +32,10 @@ const LANE_SUMS: usize = 4;
 const RECORD_BYTES: usize = 64;
 /// As many warps keep a multiprocessor busy: with fewer it waits for memory, more share its time.
 const BUSY_WARPS: usize = 16;
+/// For more rows of x, warps that work at the same time work on the same columns of x, which they then find in the L1.
+const ROWS_BY_BAND: usize = 8;
+/// More rows of x are packed: what a lane takes of them lies together.
+const MOST_UNPACKED_ROWS: usize = 16;
 
 /// One of the weights that share x. Mirrors `Part` of `csrc/kernels/fused_linear.cu`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,11 +67,13 @@ struct Arguments {
     table_bytes: u32,
     words_bytes: u32,
     slots: u32,
+    set: u32,
+    owned: u32,
     x_pieces: u32,
     x_second: f32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 352);
+const _: () = assert!(size_of::<Arguments>() == 360);
 
 /// One weight of a launch, and where its product goes.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +139,7 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
     let x = &if neighbors { x.shallow_clone() } else { x.f_contiguous().about(subject)? };
     // Before the pool lends anything: nobody waits behind it for the compiler.
     let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
-    with_activations(launcher, x, layout, subject, |x| {
+    with_activations(launcher, x, layout, plan.packed_rows(), subject, |x| {
         let arguments = arguments(&plan, parts, &output, x)?;
         let launch = Launch {
             grid: [number(subject, plan.grid)?, 1, 1],
@@ -143,7 +149,7 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
         };
         // SAFETY: the one parameter is `Arguments`, whose size both sides check. Weights: checked on the host before, on this
         // device, kept by the caller; the kernel bounds every read of theirs by their sizes. x: `batch` rows of whole
-        // groups, from `with_activations`. y and biases: of the sizes that the kernel writes and reads, checked by
+        // groups, from `with_activations`, packed for as many rows as this kernel multiplies where it takes them so. y and biases: of the sizes that the kernel writes and reads, checked by
         // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
         unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     })
@@ -253,6 +259,8 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         table_bytes: number(subject, plan.table_bytes)?,
         words_bytes: number(subject, plan.words_bytes)?,
         slots: number(subject, plan.slots)?,
+        set: number(subject, plan.set)?,
+        owned: u32::from(plan.owned),
         x_pieces: x.pieces,
         x_second: x.second,
     })
@@ -262,10 +270,16 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     source: &'static Source,
+    /// Rows of x that the kernel is built for.
+    rows: usize,
     grid: usize,
     warps: usize,
     /// Bands of a block that may be unfinished at once.
     slots: usize,
+    /// Bands of a block whose tiles are taken column by column, before those of the next set.
+    set: usize,
+    /// Whether a warp takes all tiles of a band: those of a set are as many as the warps. Else it takes the next that is left.
+    owned: bool,
     bands: usize,
     tiles_across: usize,
     table_bytes: usize,
@@ -280,51 +294,37 @@ impl Plan {
         if !weights.iter().all(|weight| alike(first, weight) && takes(weight)) {
             return None;
         }
-        let plans = Variant::of(first.layout, batch)
-            .map(|variant| Some((Self::with(limits, weights, variant)?, variant)));
+        let plans = Variant::of(first.layout, batch).flat_map(|variant| {
+            let sizes = Sizes::of(limits, weights, variant);
+            [sizes.owned(), sizes.shared()].into_iter().flatten().map(move |plan| (plan, variant))
+        });
         // Fewer warps have more registers each, but more of them decode at once.
-        let (plan, _) = plans.flatten().min_by_key(|(plan, variant)| (plan.rounds(), variant.warps))?;
+        let (plan, _) = plans.min_by_key(|(plan, variant)| (plan.rounds(), variant.warps, !plan.owned))?;
         Some(plan)
     }
 
-    /// The most warps that fit; no more than share the tiles evenly.
-    fn with(limits: Limits, weights: &[WeightFacts], variant: Variant) -> Option<Self> {
-        let most = |of: fn(&WeightFacts) -> usize| weights.iter().map(of).max().unwrap_or(0);
-        let bands: usize = weights.iter().map(|weight| weight.bands).sum();
-        let grid = limits.multiprocessors.min(bands).max(1);
-        let plan = Self {
-            source: variant.source,
-            grid,
-            warps: 0,
-            slots: 0,
-            bands,
-            tiles_across: most(|weight| weight.tiles_across),
-            table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
-            words_bytes: most(|weight| weight.words_bytes),
-            shared_bytes: 0,
-        };
-        let layout = weights.first()?.layout;
-        let with = |warps: usize, slots: usize| {
-            let mut plan = Self { warps, slots, ..plan };
-            plan.shared_bytes = plan.shared_bytes(layout, variant.rows, most(|weight| weight.slack_bytes));
-            plan
-        };
-        let most_warps = variant.warps.min(plan.tasks());
-        let mut plans = (1..=most_warps)
-            .rev()
-            .flat_map(|warps| slots(warps, plan.tiles_across).map(move |slots| with(warps, slots)));
-        let largest = plans.find(|plan| plan.shared_bytes <= limits.shared_bytes)?;
-        Some(with(largest.tasks().div_ceil(largest.rounds()), largest.slots))
+    /// Bands of a block, at most.
+    fn own_bands(&self) -> usize {
+        self.bands.div_ceil(self.grid)
     }
 
     /// Tiles of a block, at most.
     fn tasks(&self) -> usize {
-        self.bands.div_ceil(self.grid) * self.tiles_across
+        self.own_bands() * self.tiles_across
     }
 
     /// Tiles of a warp, at most.
     fn rounds(&self) -> usize {
-        self.tasks().div_ceil(self.warps)
+        if self.owned {
+            self.own_bands().div_ceil(self.warps) * self.tiles_across
+        } else {
+            self.tasks().div_ceil(self.warps)
+        }
+    }
+
+    /// Rows that x is packed for, if the kernel takes it packed.
+    fn packed_rows(&self) -> Option<usize> {
+        (self.rows > MOST_UNPACKED_ROWS).then_some(self.rows)
     }
 
     /// Whether the launch for all is expected to take no longer than those for each.
@@ -342,24 +342,95 @@ impl Plan {
         self.tasks() * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
-    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, two records each, sums and arrivals of the slots and the next
-    /// task; and behind it what a damaged stream may reach.
-    fn shared_bytes(&self, layout: Layout, rows: usize, slack_bytes: usize) -> usize {
-        let sums = rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>();
+    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, two records and a next task each, sums and arrivals
+    /// of the slots; and behind it what a damaged stream may reach.
+    fn shared_bytes(&self, layout: Layout, slack_bytes: usize) -> usize {
+        let sums = self.rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>();
+        let places = if self.owned { 1 } else { self.tiles_across };
         table_bytes(layout)
             + self.table_bytes
-            + self.warps * (self.words_bytes + RECORD_BYTES)
-            + self.slots * (self.tiles_across * sums + size_of::<u32>())
-            + size_of::<u128>()
+            + self.warps * (self.words_bytes + RECORD_BYTES + size_of::<u32>())
+            + self.slots * (places * sums + size_of::<u32>())
             + slack_bytes
     }
 }
 
-/// How many bands of a block may be unfinished at once, the best number first: those that `warps` work on and one that waits for its
-/// last tile; where the sums of many rows take much room, fewer, for which the next bands wait. A band of one tile meets nobody.
-fn slots(warps: usize, tiles_across: usize) -> impl Iterator<Item = usize> {
-    let (least, most) = if tiles_across == 1 { (0, 0) } else { (1, warps / tiles_across + 2) };
-    (least..=most).rev()
+/// What the plans of a launch by one kernel differ in, and what all share.
+struct Sizes {
+    limits: Limits,
+    most_warps: usize,
+    layout: Layout,
+    slack_bytes: usize,
+    plan: Plan,
+}
+
+impl Sizes {
+    fn of(limits: Limits, weights: &[WeightFacts], variant: Variant) -> Self {
+        let most = |of: fn(&WeightFacts) -> usize| weights.iter().map(of).max().unwrap_or(0);
+        let bands: usize = weights.iter().map(|weight| weight.bands).sum();
+        let plan = Plan {
+            source: variant.source,
+            rows: variant.rows,
+            grid: limits.multiprocessors.min(bands).max(1),
+            warps: 0,
+            slots: 0,
+            set: 1,
+            owned: false,
+            bands,
+            tiles_across: most(|weight| weight.tiles_across),
+            table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
+            words_bytes: most(|weight| weight.words_bytes),
+            shared_bytes: 0,
+        };
+        let layout = weights.first().map_or(Layout::Fast, |weight| weight.layout);
+        let slack_bytes = most(|weight| weight.slack_bytes);
+        Self { limits, most_warps: variant.warps, layout, slack_bytes, plan }
+    }
+
+    /// The plan, if a block has room for it.
+    fn fitting(&self, plan: Plan) -> Option<Plan> {
+        let shared_bytes = plan.shared_bytes(self.layout, self.slack_bytes);
+        (shared_bytes <= self.limits.shared_bytes).then_some(Plan { shared_bytes, ..plan })
+    }
+
+    /// Each warp takes bands of its own, from left to right: the most warps that fit; no more than share the bands evenly. Of bands
+    /// of a single tile there is nothing to gain by it.
+    fn owned(&self) -> Option<Plan> {
+        let plan = Plan { owned: true, ..self.plan };
+        if plan.rows <= ROWS_BY_BAND || plan.tiles_across == 1 {
+            return None;
+        }
+        let with = |warps| self.fitting(Plan { warps, slots: warps, set: warps, ..plan });
+        let most = self.most_warps.min(plan.own_bands());
+        let largest = (1..=most).rev().find_map(with)?;
+        with(plan.own_bands().div_ceil(plan.own_bands().div_ceil(largest.warps)))
+    }
+
+    /// Warps take the next tile that is left, and the tiles of a band meet: the most warps that fit; no more than share the tiles evenly.
+    fn shared(&self) -> Option<Plan> {
+        let with = |warps, slots: usize| {
+            let set = if self.plan.rows > ROWS_BY_BAND { slots.max(1) } else { 1 };
+            self.fitting(Plan { warps, slots, set, ..self.plan })
+        };
+        let most = self.most_warps.min(self.plan.tasks());
+        let mut plans =
+            (1..=most).rev().flat_map(|warps| self.slots(warps).map(move |slots| (warps, slots)));
+        let largest = plans.find_map(|(warps, slots)| with(warps, slots))?;
+        with(largest.tasks().div_ceil(largest.rounds()), largest.slots)
+    }
+
+    /// How many bands of a block may be unfinished at once, the best number first. Few rows of x: those that `warps` work on and one
+    /// that waits for its last tile; where the sums of many rows take much room, fewer, for which the next bands wait. Many rows: all
+    /// of the block's, or as few equal sets as fit. A band of one tile meets nobody.
+    fn slots(&self, warps: usize) -> impl Iterator<Item = usize> {
+        let own_bands = self.plan.own_bands();
+        let (least, most) = match self.plan.tiles_across {
+            1 => (0, 0),
+            _ if self.plan.rows > ROWS_BY_BAND => (1, own_bands),
+            tiles_across => (1, warps / tiles_across + 2),
+        };
+        (least..=most).rev()
+    }
 }
 
 /// Whether two weights can share a launch.
@@ -477,6 +548,7 @@ mod tests {
         assert_eq!((offset_of!(Part, y), offset_of!(Part, bands)), (72, 88));
         assert_eq!((offset_of!(Arguments, part_count), offset_of!(Arguments, x)), (288, 304));
         assert_eq!((offset_of!(Arguments, x_stride), offset_of!(Arguments, slots)), (320, 340));
+        assert_eq!((offset_of!(Arguments, owned), offset_of!(Arguments, x_second)), (348, 356));
     }
 
     #[test]
