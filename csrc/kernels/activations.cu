@@ -5,7 +5,7 @@
 // two, of 11 bits of each element's mantissa: the tensor cores take both at once. BF16 reaches as far as FP32, so nothing is divided
 // by then; FP16 and FP32 rows become two, of 8 bits of each mantissa.
 //
-// Many rows are packed, into the order in which the fused linears multiply them.
+// Many rows are packed: they come in the order in which the fused linears multiply them. There a block takes some columns of two rows.
 #include "element.cuh"
 
 // Mirrors `Arguments` of src/ops/cuda/activations.rs.
@@ -15,8 +15,8 @@ struct Arguments {
     int* exponents;   // null where nothing is divided
     u64 x_stride;
     u32 cols, padded_cols;
-    u32 rows;         // of x; blocks beyond them, where `out` is packed, write zeros
-    u32 packed_rows;  // 0: `out` is not packed; else its rows, a multiple of 16
+    u32 rows;         // of x
+    u32 packed_rows;  // of `out`, a multiple of 16: those that x lacks are zero
 };
 
 constexpr u32 WARP = 32;
@@ -65,60 +65,43 @@ constexpr float SECOND_PIECE = 1.0f;
 template <>
 constexpr float SECOND_PIECE<Fp16> = 2048.0f;
 
-// Where `out` has an element, in elements. Packed, 8 of them are what a lane of `mma.m16n8k16` takes at once: the four columns of its
-// k-step from a row, and from the row 8 below it. `PackedInput` of fused_linear.cu says the same.
-__device__ __forceinline__ u64 place_of(const Arguments& arguments, u32 row, u32 col) {
-    if (arguments.packed_rows == 0) return u64(row) * arguments.padded_cols + col;
-    const u32 lane = row % 8 * 4 + col % 64 / 16, step = col / 64 * 4 + col % 16 / 4;
-    return u64(step * (arguments.packed_rows / 16) + row / 16) * (8 * WARP) + lane * 8 + row / 8 % 2 * 4 + col % 4;
-}
-
-// Writes COUNT neighbors of a row of `out`: packed, those of a k-step at a time.
+// The pieces of some neighboring elements of a row.
 template <class Half, int COUNT>
-__device__ __forceinline__ void write(const Arguments& arguments, u32 row, u32 col, const Pack<Half, COUNT>& pack) {
-    if constexpr (COUNT == 8) {
-        if (arguments.packed_rows > 0) {
+struct Pieces {
+    Pack<Half, COUNT> halves, rests;
+
+    template <class E, bool SCALED, int PIECES>
+    static __device__ __forceinline__ Pieces of(const Pack<E, COUNT>& pack, int exponent) {
+        Pieces pieces = {Pack<Half, COUNT>::zero(), Pack<Half, COUNT>::zero()};
 #pragma unroll
-            for (u32 first = 0; first < COUNT; first += 4) {
-                Pack<Half, 4> step;
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) step.elements[i] = pack.elements[first + i];
-                step.store(arguments.out + place_of(arguments, row, col + first));
+        for (int i = 0; i < COUNT; i++) {
+            if constexpr (SCALED || PIECES == 2) {
+                const float value = SCALED ? ldexpf(pack[i], -exponent) : pack[i];
+                pieces.halves.set(i, value);
+                if constexpr (!SCALED) {
+                    // A BF16 can't round to infinity what is finite.
+                    const bool lost = fabsf(value) < infinity() && !(fabsf(pieces.halves[i]) < infinity());
+                    if (lost) pieces.halves.elements[i] = value < 0 ? 0xFF7F : 0x7F7F;
+                }
+                // What is not finite has no rest.
+                if (fabsf(pieces.halves[i]) < infinity()) pieces.rests.set(i, (value - pieces.halves[i]) * SECOND_PIECE<Half>);
+            } else {
+                pieces.halves.elements[i] = pack.elements[i];
             }
-            return;
         }
+        return pieces;
     }
-    pack.store(arguments.out + place_of(arguments, row, col));
-}
+};
 
 template <class E, class Half, bool SCALED, int PIECES, int COUNT>
-__device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u32 cols) {
-    const u32 row = blockIdx.x * PIECES;
-    const int exponent = SCALED ? row_exponent<E, COUNT>(x, cols) : 0;
-    if (SCALED && threadIdx.x == 0 && cols > 0) arguments.exponents[blockIdx.x] = exponent;
+__device__ __forceinline__ void bring_row(const Arguments& arguments, const typename E::Type* x, u16* out) {
+    const int exponent = SCALED ? row_exponent<E, COUNT>(x, arguments.cols) : 0;
+    if (SCALED && threadIdx.x == 0) arguments.exponents[blockIdx.x] = exponent;
     for (u32 col = COUNT * threadIdx.x; col < arguments.padded_cols; col += COUNT * blockDim.x) {
-        Pack<Half, COUNT> halves = Pack<Half, COUNT>::zero(), rests = halves;
-        if (col < cols) {
-            const Pack<E, COUNT> pack = Pack<E, COUNT>::load(x + col);
-#pragma unroll
-            for (int i = 0; i < COUNT; i++) {
-                if constexpr (SCALED || PIECES == 2) {
-                    const float value = SCALED ? ldexpf(pack[i], -exponent) : pack[i];
-                    halves.set(i, value);
-                    if constexpr (!SCALED) {
-                        // A BF16 can't round to infinity what is finite.
-                        const bool lost = fabsf(value) < infinity() && !(fabsf(halves[i]) < infinity());
-                        if (lost) halves.elements[i] = value < 0 ? 0xFF7F : 0x7F7F;
-                    }
-                    // What is not finite has no rest.
-                    if (fabsf(halves[i]) < infinity()) rests.set(i, (value - halves[i]) * SECOND_PIECE<Half>);
-                } else {
-                    halves.elements[i] = pack.elements[i];
-                }
-            }
-        }
-        write<Half, COUNT>(arguments, row, col, halves);
-        if (PIECES == 2) write<Half, COUNT>(arguments, row + 1, col, rests);
+        Pieces<Half, COUNT> pieces = {Pack<Half, COUNT>::zero(), Pack<Half, COUNT>::zero()};
+        if (col < arguments.cols) pieces = Pieces<Half, COUNT>::template of<E, SCALED, PIECES>(Pack<E, COUNT>::load(x + col), exponent);
+        pieces.halves.store(out + col);
+        if (PIECES == 2) pieces.rests.store(out + arguments.padded_cols + col);
     }
 }
 
@@ -126,20 +109,91 @@ template <class E, class Half, bool SCALED, int PIECES>
 __device__ __forceinline__ void activations(const Arguments& arguments) {
     overlap_trigger();
     overlap_wait();
-    const bool is_there = blockIdx.x < arguments.rows;
-    const u32 cols = is_there ? arguments.cols : 0;
-    const typename E::Type* x = is_there ? static_cast<const typename E::Type*>(arguments.x) + blockIdx.x * arguments.x_stride : nullptr;
+    const u32 row = blockIdx.x;
+    const typename E::Type* x = static_cast<const typename E::Type*>(arguments.x) + row * arguments.x_stride;
+    u16* out = arguments.out + u64(row) * PIECES * arguments.padded_cols;
     // Rows of `out` begin at multiples of 16 bytes: the host sees to it.
-    if (cols % 8 == 0 && aligned(x)) {
-        bring_row<E, Half, SCALED, PIECES, 8>(arguments, x, cols);
+    if (arguments.cols % 8 == 0 && aligned(x)) {
+        bring_row<E, Half, SCALED, PIECES, 8>(arguments, x, out);
     } else {
-        bring_row<E, Half, SCALED, PIECES, 1>(arguments, x, cols);
+        bring_row<E, Half, SCALED, PIECES, 1>(arguments, x, out);
     }
 }
 
-#define ACTIVATIONS(NAME, E, HALF, SCALED, PIECES)                                                             \
-    extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Arguments arguments) { \
-        activations<E, HALF, SCALED, PIECES>(arguments);                                                       \
+// Columns that one load takes where rows are packed: those of a lane in a k-step.
+constexpr int STEP_COLS = 4;
+
+// COUNT neighbors of a row of x, as many of them as there are; zero beyond.
+template <class E>
+__device__ __forceinline__ Pack<E, STEP_COLS> load_step(const typename E::Type* x, u32 col, u32 cols) {
+    if (col + STEP_COLS <= cols && aligned(x) && cols % 8 == 0) return Pack<E, STEP_COLS>::load(x + col);
+    Pack<E, STEP_COLS> pack = Pack<E, STEP_COLS>::zero();
+#pragma unroll
+    for (u32 i = 0; i < STEP_COLS; i++) {
+        if (col + i < cols) pack.elements[i] = x[col + i];
+    }
+    return pack;
+}
+
+template <class Half>
+__device__ __forceinline__ void store_steps(u16* to, const Pack<Half, STEP_COLS>& upper, const Pack<Half, STEP_COLS>& lower) {
+    Pack<Half, 2 * STEP_COLS> both;
+#pragma unroll
+    for (u32 i = 0; i < STEP_COLS; i++) {
+        both.elements[i] = upper.elements[i];
+        both.elements[STEP_COLS + i] = lower.elements[i];
+    }
+    both.store(to);
+}
+
+// Packs two rows of x and their pieces. Eight elements of `out` are what a lane of `mma.m16n8k16` takes at once: the four columns of its
+// k-step from a row and from the row 8 below it. `PackedInput` of fused_linear.cu says the same.
+template <class E, class Half, bool SCALED, int PIECES>
+__device__ __forceinline__ void pack_rows(const Arguments& arguments) {
+    overlap_trigger();
+    overlap_wait();
+    constexpr u32 HALF_BLOCK = 8 / PIECES;
+    const u32 first = blockIdx.x / HALF_BLOCK * (2 * HALF_BLOCK) + blockIdx.x % HALF_BLOCK;
+    const typename E::Type* x[2];
+    u32 cols[2];
+    int exponents[2] = {0, 0};
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        const u32 row = first + i * HALF_BLOCK;
+        const bool is_there = row < arguments.rows;
+        cols[i] = is_there ? arguments.cols : 0;
+        x[i] = static_cast<const typename E::Type*>(arguments.x) + (is_there ? row * arguments.x_stride : 0);
+        if constexpr (SCALED) {
+            const bool whole = arguments.cols % 8 == 0 && aligned(x[i]);
+            exponents[i] = whole ? row_exponent<E, 8>(x[i], cols[i]) : row_exponent<E, 1>(x[i], cols[i]);
+            if (is_there && blockIdx.y == 0 && threadIdx.x == 0) arguments.exponents[row] = exponents[i];
+            // The next row's maxima take the place of this one's.
+            __syncthreads();
+        }
+    }
+    // Threads that are neighbors write neighbors.
+    const u32 unit = blockIdx.y * blockDim.x + threadIdx.x, lane_col = unit % 4, step = unit / 4;
+    const u32 col = step / 4 * 64 + lane_col * 16 + step % 4 * STEP_COLS;
+    if (col >= arguments.padded_cols) return;
+    Pieces<Half, STEP_COLS> pieces[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        pieces[i] = Pieces<Half, STEP_COLS>::template of<E, SCALED, PIECES>(load_step<E>(x[i], col, cols[i]), exponents[i]);
+    }
+#pragma unroll
+    for (u32 piece = 0; piece < PIECES; piece++) {
+        const u32 row = first * PIECES + piece, lane = row % 8 * 4 + lane_col;
+        u16* to = arguments.out + (u64(step * (arguments.packed_rows / 16) + row / 16) * WARP + lane) * (2 * STEP_COLS);
+        store_steps<Half>(to, piece ? pieces[0].rests : pieces[0].halves, piece ? pieces[1].rests : pieces[1].halves);
+    }
+}
+
+#define ACTIVATIONS(NAME, E, HALF, SCALED, PIECES)                                                                   \
+    extern "C" __global__ void __launch_bounds__(1024) NAME(const __grid_constant__ Arguments arguments) {           \
+        activations<E, HALF, SCALED, PIECES>(arguments);                                                             \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(1024) NAME##_packed(const __grid_constant__ Arguments arguments) {  \
+        pack_rows<E, HALF, SCALED, PIECES>(arguments);                                                               \
     }
 
 ACTIVATIONS(activations_f32, Fp32, Fp16, true, 2)

@@ -2,8 +2,9 @@
 //
 // A thread block owns whole bands (rows of tiles) and its warps take their tiles in order. A warp sums over the columns of its
 // tile in registers; the sums of a band's tiles are added from left to right, so that the result does not depend on which warp was
-// faster, on the launch, or on the other rows of x. Either each tile leaves its sums in shared memory, and the last warp of a band to
-// come adds all of them, or a warp takes all tiles of a band, and adds up as it goes.
+// faster, on the launch, or on the other rows of x. For few rows each tile leaves its sums in shared memory, and the last warp of a band to
+// come adds all of them. For many, where the sums of all tiles have no room, each tile in its turn adds its own to those before; or
+// blocks share the columns, so that each reads few of x, and the tiles of a band meet in global memory.
 #include "decode.cuh"
 
 constexpr u32 MOST_WEIGHTS = 3;
@@ -28,6 +29,7 @@ struct Arguments {
     const u16* x;            // BF16 if the weights are, else FP16, zero from `cols` to the end of a group: rows of `x_stride` elements, or
                              // packed, see `PackedInput`
     const int* x_exponents;  // a row of x was divided by 2 to this power; null: it was not
+    u32* meeting;            // where blocks share the columns: a count for each of MEETING_BANDS bands, 0 between launches; then sums
     u32 x_stride;
     u32 y_stride;
     u32 y_type;        // 0: FP32, 1: FP16, 2: BF16
@@ -35,7 +37,8 @@ struct Arguments {
     u32 words_bytes;   // of one warp
     u32 slots;         // bands in flight
     u32 set;           // bands whose tiles are taken column by column, before those of the next set
-    u32 owned;         // whether a warp takes all tiles of a band; a set has a band for each warp, and so many slots
+    u32 splits;        // blocks that share the columns of a band
+    u32 split_tiles;   // tiles of a band in each of them, at most
     u32 x_pieces;      // rows of `x` for one of y: 2 where the second's product is added to the first's ...
     float x_second;    // ... times this
 };
@@ -267,28 +270,75 @@ __device__ __forceinline__ u32 add_acquire_release(u32 address, u32 value) {
     return before;
 }
 
-// Where the sums of a band's tiles are added, from left to right. Where a warp owns a band, it adds each tile's to those before;
-// else the tiles meet: each leaves its sums, and the last to come adds all of them.
+// A tile of this block's share, in the order in which warps take them.
+struct Task {
+    u32 ordinal;  // the band's number in this block
+    u32 part, band, tile;
+    bool none;   // there are no more
+    bool empty;  // the last set has fewer bands, or this part is narrower than another: its bands have fewer tiles
+};
+
+// Of all parts' bands, the one with this number in this block.
+__device__ __forceinline__ u32 band_at(const Arguments& arguments, u32 ordinal) {
+    if (arguments.splits == 1) return blockIdx.x + ordinal * gridDim.x;
+    return blockIdx.x / arguments.splits + ordinal * (gridDim.x / arguments.splits);
+}
+
+// Sets of bands follow each other. In a set the tiles of the first column come first, so that warps that work at the same time read
+// the same columns of x, and all but one of them find it in the L1. Few rows have no sets: each band is one.
+template <bool SETS>
+__device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
+    Task task;
+    if constexpr (SETS) {
+        const u32 first = divide_small(index, arguments.set * arguments.split_tiles) * arguments.set;
+        const u32 of_set = index - first * arguments.split_tiles, column = divide_small(of_set, arguments.set);
+        task.tile = blockIdx.x % arguments.splits * arguments.split_tiles + column;
+        task.ordinal = first + of_set - column * arguments.set;
+        task.band = band_at(arguments, task.ordinal);
+        task.none = band_at(arguments, first) >= arguments.bands;
+    } else {
+        task.ordinal = divide_small(index, arguments.tiles_across);
+        task.tile = index - task.ordinal * arguments.tiles_across;
+        task.band = blockIdx.x + task.ordinal * gridDim.x;
+        task.none = task.band >= arguments.bands;
+    }
+    const bool missing = task.band >= arguments.bands;
+    task.part = 0;
+    if (arguments.part_count > 1 && task.band >= arguments.parts[0].bands) {
+        task.part = 1;
+        task.band -= arguments.parts[0].bands;
+        if (arguments.part_count > 2 && task.band >= arguments.parts[1].bands) {
+            task.part = 2;
+            task.band -= arguments.parts[1].bands;
+        }
+    }
+    task.empty = missing || task.tile >= arguments.parts[task.part].weight.tiles_across;
+    return task;
+}
+
+// Where the tiles of a band meet: each leaves its sums, and the last to come adds all of them, from left to right.
 template <u32 NB>
 struct Meeting {
-    static constexpr bool SETS = NB > 1;
-    float* sums;   // [slots][places][NB][4][32]
+    float* sums;   // [slots][tiles_across][NB][4][32]
     u32 arrivals;  // address of one count a slot: in the low half those of its present band, above it the bands that it has had
-    u32 slots;
-    u32 places;  // of a slot, one for each tile of a band; 1 where it is owned, as no band of several tiles has
+    u32 slots, tiles_across;
 
-    __device__ __forceinline__ bool owned() const { return SETS && places == 1; }
+    // The floats of a slot.
+    static __device__ __forceinline__ u32 slot_sums(const Arguments& arguments) { return arguments.tiles_across * (NB * 4 * LANES); }
 
-    // `ordinal`: the band's number in this block. True for the last tile, which gets the total.
+    __device__ __forceinline__ bool join(const Arguments&, const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) const {
+        return join(task.ordinal, task.tile, tile_count, lane, own);
+    }
+
+    // True for the last to come, which gets the total.
     __device__ __forceinline__ bool join(u32 ordinal, u32 tile, u32 tile_count, u32 lane, Sums<NB>& own) const {
         // It does not count as a band of its slot, so the host puts the weights that have such bands last.
         if (tile_count == 1) return true;
         const u32 bands_before = divide_small(ordinal, slots), slot = ordinal - bands_before * slots;
-        float* band = sums + slot * places * (NB * 4 * LANES) + lane;
-        if (owned()) return add_next(band, tile, tile_count, own);
         const u32 arrival = arrivals + 4 * slot;
         // Bands begin in order, but this one may have come this far while one long before it still waits for a tile.
         while (load_acquire(arrival) >> 16 != (bands_before & 0xFFFF)) __nanosleep(100);
+        float* band = sums + slot * tiles_across * (NB * 4 * LANES) + lane;
         float* mine = band + tile * (NB * 4 * LANES);
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
@@ -308,19 +358,6 @@ struct Meeting {
     }
 
 private:
-    // Adds this tile's sums to those of the tiles before, which the same lane left.
-    static __device__ __forceinline__ bool add_next(float* band, u32 tile, u32 tile_count, Sums<NB>& own) {
-#pragma unroll
-        for (u32 b = 0; b < NB; b++)
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                float& before = band[(b * 4 + i) * LANES];
-                if (tile > 0) own.of[b][i] += before;
-                before = own.of[b][i];
-            }
-        return tile + 1 == tile_count;
-    }
-
     static __device__ __forceinline__ void add_up(const float* band, u32 tile_count, Sums<NB>& total) {
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
@@ -334,6 +371,95 @@ private:
                 for (u32 i = 0; i < 4; i++) total.of[b][i] += band[(b * 4 + i) * LANES];
         }
     }
+};
+
+// Bands that blocks can share, at most. Mirrors `MEETING_BANDS` of src/ops/cuda/fused_linear.rs.
+constexpr u32 MEETING_BANDS = 16384;
+
+__device__ __forceinline__ float4& operator+=(float4& a, const float4& b) {
+    a.x += b.x;
+    a.y += b.y;
+    a.z += b.z;
+    a.w += b.w;
+    return a;
+}
+
+// As `Meeting`, of more rows of x: each tile in its turn adds its sums to those of the tiles to its left.
+template <u32 NB>
+struct Turns {
+    float* totals;  // [slots][NB][4][32]
+    u32 turns;      // address of one count a slot: in the low half the tiles of its present band that have been added, above it the bands
+                    // that it has had
+    u32 slots, unused;
+
+    static __device__ __forceinline__ u32 slot_sums(const Arguments&) { return NB * 4 * LANES; }
+
+    __device__ __forceinline__ bool join(const Arguments& arguments, const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) const {
+        if (tile_count == 1) return true;
+        if (arguments.splits > 1) return meet(arguments, task, tile_count, lane, own);
+        const u32 bands_before = divide_small(task.ordinal, slots), slot = task.ordinal - bands_before * slots;
+        const u32 turn = turns + 4 * slot, mine = (bands_before & 0xFFFF) << 16 | task.tile;
+        // Those before were begun before, and wait for none that was begun after.
+        while (load_acquire(turn) != mine) __nanosleep(50);
+        float* total = totals + slot * (NB * 4 * LANES) + lane;
+        const bool last = task.tile + 1 == tile_count;
+#pragma unroll
+        for (u32 b = 0; b < NB; b++)
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                float& before = total[(b * 4 + i) * LANES];
+                if (task.tile > 0) own.of[b][i] = before + own.of[b][i];
+                if (!last) before = own.of[b][i];
+            }
+        __syncwarp();
+        if (lane == 0) store_release(turn, last ? (bands_before + 1) << 16 : mine + 1);
+        return last;
+    }
+
+private:
+    // Each tile leaves its sums in global memory, and the last to come adds all of them.
+    static __device__ __forceinline__ bool meet(const Arguments& arguments, const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) {
+        // A damaged tile has not waited yet, and the launch before may still use what this writes.
+        overlap_wait();
+        const u32 band = band_at(arguments, task.ordinal);
+        float4* sums = reinterpret_cast<float4*>(arguments.meeting + MEETING_BANDS) + u64(band) * arguments.tiles_across * (NB * LANES) + lane;
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) {
+            __stcg(sums + (task.tile * NB + b) * LANES, make_float4(own.of[b][0], own.of[b][1], own.of[b][2], own.of[b][3]));
+        }
+        __threadfence();
+        __syncwarp();
+        u32 before = 0;
+        // The last leaves a 0 for the next launch.
+        if (lane == 0) before = atomicInc(arguments.meeting + band, tile_count - 1);
+        if (__shfl_sync(~0u, before, 0) + 1 < tile_count) return false;
+        __threadfence();
+        float4 total[NB];
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) total[b] = __ldcg(sums + b * LANES);
+        for (u32 tile = 1; tile < tile_count; tile++) {
+            sums += NB * LANES;
+#pragma unroll
+            for (u32 b = 0; b < NB; b++) total[b] += __ldcg(sums + b * LANES);
+        }
+#pragma unroll
+        for (u32 b = 0; b < NB; b++) {
+            own.of[b][0] = total[b].x;
+            own.of[b][1] = total[b].y;
+            own.of[b][2] = total[b].z;
+            own.of[b][3] = total[b].w;
+        }
+        return true;
+    }
+};
+
+template <u32 NB>
+struct GatheringOf {
+    typedef Turns<NB> Type;
+};
+template <>
+struct GatheringOf<1> {
+    typedef Meeting<1> Type;
 };
 
 __device__ __forceinline__ void store_element(void* y, u32 type, u64 at, float value) {
@@ -391,39 +517,6 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
     }
 }
 
-// A tile of this block's share, in the order in which warps take them.
-struct Task {
-    u32 ordinal;  // the band's number in this block
-    u32 part, band, tile;
-    bool none;   // there are no more
-    bool empty;  // the last set has fewer bands, or this part is narrower than another: its bands have fewer tiles
-};
-
-// Sets of bands follow each other. In a set the tiles of the first column come first, so that warps that work at the same time read
-// the same columns of x, and all but one of them find it in the L1. Few rows have no sets: each band is one.
-template <bool SETS>
-__device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
-    Task task;
-    const u32 set = SETS ? arguments.set : 1;
-    const u32 first = divide_small(index, set * arguments.tiles_across) * set, of_set = index - first * arguments.tiles_across;
-    task.tile = SETS ? divide_small(of_set, set) : of_set;
-    task.ordinal = first + of_set - task.tile * set;
-    task.band = blockIdx.x + task.ordinal * gridDim.x;
-    const bool missing = task.band >= arguments.bands;
-    task.none = SETS ? blockIdx.x + first * gridDim.x >= arguments.bands : missing;
-    task.part = 0;
-    if (arguments.part_count > 1 && task.band >= arguments.parts[0].bands) {
-        task.part = 1;
-        task.band -= arguments.parts[0].bands;
-        if (arguments.part_count > 2 && task.band >= arguments.parts[1].bands) {
-            task.part = 2;
-            task.band -= arguments.parts[1].bands;
-        }
-    }
-    task.empty = missing || task.tile >= arguments.parts[task.part].weight.tiles_across;
-    return task;
-}
-
 // What is kept of a tile that is opened, in shared memory: whatever lived on through the loop over the groups would take registers
 // from it, and to find it anew takes long.
 struct Record {
@@ -469,11 +562,11 @@ struct Record {
 // What follows a stripe's last group: the sum over the band's tiles, the result. Not inlined, and given only what names the tile:
 // whatever lived on through the loop over the groups would take registers from it.
 template <u32 LAYOUT, u32 NB>
-__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Meeting<NB> meeting, Record record, u32 stripe, Sums<NB> sums) {
+__device__ __noinline__ void finish_stripe(const Arguments& arguments, const typename GatheringOf<NB>::Type gathering, Record record, u32 stripe, Sums<NB> sums) {
     const u32 lane = threadIdx.x % LANES;
     const Task task = record.task();
     const Part& part = arguments.parts[task.part];
-    if (!meeting.join(task.ordinal, task.tile, part.weight.tiles_across, lane, sums)) return;
+    if (!gathering.join(arguments, task, part.weight.tiles_across, lane, sums)) return;
     const u32 stripe_row = task.band * part.weight.tile_rows + stripe * STRIPE_ROWS;
     // A damaged tile has not waited yet, and the bias may be another kernel's.
     overlap_wait();
@@ -509,10 +602,9 @@ __device__ __forceinline__ Opened open_task(const Arguments& arguments, u32 task
     return {false, false, head};
 }
 
-// The next task that is left, or the next of this warp's own bands.
-__device__ __forceinline__ u32 claim_task(u32* next_tasks, bool owned, u32 lane) {
+__device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
     u32 index = 0;
-    if (lane == 0) index = owned ? atomicAdd(next_tasks + threadIdx.x / LANES, blockDim.x / LANES) : atomicAdd(next_tasks, 1);
+    if (lane == 0) index = atomicAdd(next_task, 1);
     return __shfl_sync(~0u, index, 0);
 }
 
@@ -520,7 +612,7 @@ __device__ __forceinline__ u32 claim_task(u32* next_tasks, bool owned, u32 lane)
 // they are on their way while the sums meet those of other tiles. More rows have no registers to spare for that.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Opened& opened, const WarpMemory& memory, Record record,
-                                           Record next_record, const Meeting<NB>& meeting, u32* next_tasks, u32 lane) {
+                                           Record next_record, const typename GatheringOf<NB>::Type& gathering, u32* next_task, u32 lane) {
     // Lane 0 wrote the record.
     __syncwarp();
     OpenTile open = record.open();
@@ -549,15 +641,14 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Ope
                                 : with_escapes<LAYOUT, NB, false>(arguments, escapes, tile.col, tile.cols, stripe, sums);
         }
         const bool last = stripe + 1 == tile.stripes();
-        if (NB == 1 && last) next = open_task<Meeting<NB>::SETS>(arguments, claim_task(next_tasks, meeting.owned(), lane), memory, next_record, lane);
-        finish_stripe<LAYOUT, NB>(arguments, meeting, record, stripe, sums);
+        if (NB == 1 && last) next = open_task<(NB > 1)>(arguments, claim_task(next_task, lane), memory, next_record, lane);
+        finish_stripe<LAYOUT, NB>(arguments, gathering, record, stripe, sums);
     }
-    if (NB > 1) next = open_task<Meeting<NB>::SETS>(arguments, claim_task(next_tasks, meeting.owned(), lane), memory, next_record, lane);
+    if (NB > 1) next = open_task<(NB > 1)>(arguments, claim_task(next_task, lane), memory, next_record, lane);
     return next;
 }
 
-// Shared memory: tables, the warps' words and two records each, sums and arrivals of the meeting, a next task for each warp, of which
-// only the first is used where warps take whatever is left.
+// Shared memory: tables, the warps' words and two records each, sums and counts of the bands in flight, the next task.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     extern __shared__ __align__(16) u8 dynamic[];
@@ -566,11 +657,8 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     const u32 base = shared_address(shared);
     const u32 warp_bytes = arguments.words_bytes + 2 * Record::BYTES;
     float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * warp_bytes);
-    constexpr bool SETS = Meeting<NB>::SETS;
-    const bool owned = SETS && arguments.owned;
-    const u32 places = owned ? 1 : arguments.tiles_across;
-    u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * places * (NB * 4 * LANES));
-    u32* next_tasks = arrivals + arguments.slots;
+    u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * GatheringOf<NB>::Type::slot_sums(arguments));
+    u32* next_task = arrivals + arguments.slots;
     for (u32 part = 0; part < arguments.part_count; part++) {
         const Part& own = arguments.parts[part];
         copy_tables(own.weight, own.weight.table_count * (4u << scale_bits(LAYOUT)), base + own.first_table * (4u << scale_bits(LAYOUT)));
@@ -579,20 +667,20 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     // What the first tiles ask of the memory is on its way before the tables are here.
     const WarpMemory memory = {base + arguments.table_bytes + warp * warp_bytes, arguments.words_bytes, base};
     Record record = {memory.words + arguments.words_bytes}, other = {record.address + Record::BYTES};
-    Opened opened = open_task<SETS>(arguments, warp, memory, record, lane);
+    Opened opened = open_task<(NB > 1)>(arguments, warp, memory, record, lane);
     commit_async();
     for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) arrivals[slot] = 0;
-    if (lane == 0) next_tasks[warp] = owned ? warp + warps : warps;
+    if (threadIdx.x == 0) *next_task = warps;
     wait_async_but_last();
     __syncthreads();
     overlap_trigger();
-    const Meeting<NB> meeting = {sums, shared_address(arrivals), arguments.slots, places};
+    const typename GatheringOf<NB>::Type gathering = {sums, shared_address(arrivals), arguments.slots, arguments.tiles_across};
     while (!opened.none) {
         if (opened.empty) {
-            opened = open_task<Meeting<NB>::SETS>(arguments, claim_task(next_tasks, meeting.owned(), lane), memory, record, lane);
+            opened = open_task<(NB > 1)>(arguments, claim_task(next_task, lane), memory, record, lane);
             continue;
         }
-        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, meeting, next_tasks, lane);
+        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, gathering, next_task, lane);
         const Record done = record;
         record = other;
         other = done;

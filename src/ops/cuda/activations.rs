@@ -19,6 +19,8 @@ use crate::tile::GROUP_COLS;
 /// Where the kernel's loads begin.
 const ALIGN_BYTES: usize = 16;
 const HALF_BYTES: usize = 2;
+/// Of a block that packs: several share a row, so that few rows keep many multiprocessors busy.
+const PACKING_THREADS: usize = 256;
 
 /// Rows that the fused kernel can read, valid on the stream they were made on.
 #[derive(Clone, Copy, Debug)]
@@ -187,13 +189,19 @@ impl Source {
         packed_rows: Option<usize>,
         subject: &str,
     ) -> Result<()> {
-        let symbol = match (Element::of(self.kind, subject)?, self.half) {
-            (Element::F32, Kind::BFloat16) => "activations_f32_to_bf16",
-            (Element::F16, Kind::BFloat16) => "activations_f16_to_bf16",
-            (Element::BF16, Kind::BFloat16) => "activations_bf16_to_bf16",
-            (Element::F32, _) => "activations_f32",
-            (Element::F16, _) => "activations_f16",
-            (Element::BF16, _) => "activations_bf16",
+        let symbol = match (Element::of(self.kind, subject)?, self.half, packed_rows.is_some()) {
+            (Element::F32, Kind::BFloat16, false) => "activations_f32_to_bf16",
+            (Element::F16, Kind::BFloat16, false) => "activations_f16_to_bf16",
+            (Element::BF16, Kind::BFloat16, false) => "activations_bf16_to_bf16",
+            (Element::F32, _, false) => "activations_f32",
+            (Element::F16, _, false) => "activations_f16",
+            (Element::BF16, _, false) => "activations_bf16",
+            (Element::F32, Kind::BFloat16, true) => "activations_f32_to_bf16_packed",
+            (Element::F16, Kind::BFloat16, true) => "activations_f16_to_bf16_packed",
+            (Element::BF16, Kind::BFloat16, true) => "activations_bf16_to_bf16_packed",
+            (Element::F32, _, true) => "activations_f32_packed",
+            (Element::F16, _, true) => "activations_f16_packed",
+            (Element::BF16, _, true) => "activations_bf16_packed",
         };
         let arguments = Arguments {
             x: self.address as u64,
@@ -205,11 +213,22 @@ impl Source {
             rows: number(subject, self.batch)?,
             packed_rows: number(subject, packed_rows.unwrap_or(0))?,
         };
-        let blocks = packed_rows.map_or(self.batch, |rows| rows / self.pieces);
-        // Eight elements a thread.
-        let block = (self.padded_cols() / 8).next_multiple_of(LANES).min(1024) as u32;
-        let launch =
-            Launch { grid: [number(subject, blocks)?, 1, 1], block, shared_bytes: 0, overlap: true };
+        let (blocks, block) = match packed_rows {
+            // Eight elements a thread.
+            None => ([self.batch, 1], (self.padded_cols() / 8).next_multiple_of(LANES).min(1024)),
+            // Four columns of two rows a thread.
+            Some(rows) => {
+                let threads = self.padded_cols() / 4;
+                let block = threads.next_multiple_of(LANES).min(PACKING_THREADS);
+                ([rows / (2 * self.pieces), threads.div_ceil(block)], block)
+            }
+        };
+        let launch = Launch {
+            grid: [number(subject, blocks[0])?, number(subject, blocks[1])?, 1],
+            block: block as u32,
+            shared_bytes: 0,
+            overlap: true,
+        };
         let kernel = launcher.device.kernel(&kernels::ACTIVATIONS, symbol)?;
         // SAFETY: the kernel reads `cols` elements of each of the rows of x, which `Source::of` took from the tensor, and writes
         // `padded_cols` halves for each piece, packed or not, and one exponent for each row: the pool lent room for them. Both live on the launcher's

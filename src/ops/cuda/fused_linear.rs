@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::activations::{pieces, with_activations, Activations};
 use super::launch::{kernel, Element, Limits, Rows};
+use super::pool::{lend, Purpose};
 use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
@@ -34,6 +35,10 @@ const RECORD_BYTES: usize = 64;
 const BUSY_WARPS: usize = 16;
 /// For more rows of x, warps that work at the same time work on the same columns of x, which they then find in the L1.
 const ROWS_BY_BAND: usize = 8;
+/// Where a block has fewer bands, it reads each column of x for too few of them: blocks share the columns.
+const FEW_BANDS: usize = 8;
+/// Bands that blocks can share, at most. Mirrors `MEETING_BANDS` of `csrc/kernels/fused_linear.cu`.
+const MEETING_BANDS: usize = 16384;
 /// More rows of x are packed: what a lane takes of them lies together.
 const MOST_UNPACKED_ROWS: usize = 16;
 
@@ -61,6 +66,7 @@ struct Arguments {
     batch: u32,
     x: u64,
     x_exponents: u64,
+    meeting: u64,
     x_stride: u32,
     y_stride: u32,
     y_type: u32,
@@ -68,12 +74,13 @@ struct Arguments {
     words_bytes: u32,
     slots: u32,
     set: u32,
-    owned: u32,
+    splits: u32,
+    split_tiles: u32,
     x_pieces: u32,
     x_second: f32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 360);
+const _: () = assert!(size_of::<Arguments>() == 376);
 
 /// One weight of a launch, and where its product goes.
 #[derive(Clone, Copy, Debug)]
@@ -140,19 +147,34 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
     // Before the pool lends anything: nobody waits behind it for the compiler.
     let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
     with_activations(launcher, x, layout, plan.packed_rows(), subject, |x| {
-        let arguments = arguments(&plan, parts, &output, x)?;
-        let launch = Launch {
-            grid: [number(subject, plan.grid)?, 1, 1],
-            block: (plan.warps * LANES) as u32,
-            shared_bytes: plan.shared_bytes,
-            overlap: true,
-        };
-        // SAFETY: the one parameter is `Arguments`, whose size both sides check. Weights: checked on the host before, on this
-        // device, kept by the caller; the kernel bounds every read of theirs by their sizes. x: `batch` rows of whole
-        // groups, from `with_activations`, packed for as many rows as this kernel multiplies where it takes them so. y and biases: of the sizes that the kernel writes and reads, checked by
-        // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
-        unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
+        with_meeting(launcher, &plan, subject, |meeting| {
+            let arguments = arguments(&plan, parts, &output, x, meeting)?;
+            let launch = Launch {
+                grid: [number(subject, plan.grid)?, 1, 1],
+                block: (plan.warps * LANES) as u32,
+                shared_bytes: plan.shared_bytes,
+                overlap: true,
+            };
+            // SAFETY: the one parameter is `Arguments`, whose size both sides check. Weights: checked on the host before, on this
+            // device, kept by the caller; the kernel bounds every read of theirs by their sizes. x: `batch` rows of whole
+            // groups, from `with_activations`, packed for as many rows as this kernel multiplies where it takes them so. y and biases: of the sizes that the kernel writes and reads, checked by
+            // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
+            unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
+        })
     })
+}
+
+/// Gives `work` the address of what blocks that share bands meet in, or 0 where they share none.
+fn with_meeting<R>(
+    launcher: &Launcher,
+    plan: &Plan,
+    subject: &str,
+    work: impl FnOnce(u64) -> Result<R>,
+) -> Result<R> {
+    match plan.meeting_bytes() {
+        0 => work(0),
+        bytes => lend(launcher, Purpose::Meeting, bytes, subject, |buffer| work(buffer.data_ptr() as u64)),
+    }
 }
 
 /// `at_once` rows of x after the other: every piece decodes the weights anew.
@@ -227,7 +249,13 @@ fn check_bias(part: &FusedPart, device: tch::Device) -> Result<()> {
     ))
 }
 
-fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations) -> Result<Arguments> {
+fn arguments(
+    plan: &Plan,
+    parts: &[FusedPart],
+    output: &Output,
+    x: &Activations,
+    meeting: u64,
+) -> Result<Arguments> {
     let subject = parts.first().map_or("fused linear", |part| part.weight.subject());
     let mut mirrors = [Part::default(); MOST_WEIGHTS];
     let mut first_table = 0;
@@ -253,6 +281,7 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         batch: x.rows,
         x: x.address,
         x_exponents: x.exponents,
+        meeting,
         x_stride: x.row_stride,
         y_stride: number(subject, output.rows.first().map_or(0, |rows| rows.stride))?,
         y_type: output.element as u32,
@@ -260,7 +289,8 @@ fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations)
         words_bytes: number(subject, plan.words_bytes)?,
         slots: number(subject, plan.slots)?,
         set: number(subject, plan.set)?,
-        owned: u32::from(plan.owned),
+        splits: number(subject, plan.splits)?,
+        split_tiles: number(subject, plan.split_tiles())?,
         x_pieces: x.pieces,
         x_second: x.second,
     })
@@ -278,8 +308,8 @@ struct Plan {
     slots: usize,
     /// Bands of a block whose tiles are taken column by column, before those of the next set.
     set: usize,
-    /// Whether a warp takes all tiles of a band: those of a set are as many as the warps. Else it takes the next that is left.
-    owned: bool,
+    /// Blocks that share the columns of a band.
+    splits: usize,
     bands: usize,
     tiles_across: usize,
     table_bytes: usize,
@@ -294,32 +324,112 @@ impl Plan {
         if !weights.iter().all(|weight| alike(first, weight) && takes(weight)) {
             return None;
         }
-        let plans = Variant::of(first.layout, batch).flat_map(|variant| {
-            let sizes = Sizes::of(limits, weights, variant);
-            [sizes.owned(), sizes.shared()].into_iter().flatten().map(move |plan| (plan, variant))
-        });
+        let plans = Variant::of(first.layout, batch)
+            .filter_map(|variant| Some((Self::with(limits, weights, variant)?, variant)));
         // Fewer warps have more registers each, but more of them decode at once.
-        let (plan, _) = plans.min_by_key(|(plan, variant)| (plan.rounds(), variant.warps, !plan.owned))?;
+        let (plan, _) = plans.min_by_key(|(plan, variant)| (plan.rounds(), variant.warps))?;
         Some(plan)
+    }
+
+    /// The most warps that fit; no more than share the tiles evenly.
+    fn with(limits: Limits, weights: &[WeightFacts], variant: Variant) -> Option<Self> {
+        let most = |of: fn(&WeightFacts) -> usize| weights.iter().map(of).max().unwrap_or(0);
+        let mut plan = Self {
+            source: variant.source,
+            rows: variant.rows,
+            grid: 0,
+            warps: 0,
+            slots: 0,
+            set: 1,
+            splits: 1,
+            bands: weights.iter().map(|weight| weight.bands).sum(),
+            tiles_across: most(|weight| weight.tiles_across),
+            table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
+            words_bytes: most(|weight| weight.words_bytes),
+            shared_bytes: 0,
+        };
+        plan.splits = plan.best_splits(limits.multiprocessors);
+        plan.grid = plan.splits * plan.blocks_of_a_split(limits.multiprocessors);
+        let layout = weights.first()?.layout;
+        let with = |warps, slots: usize| {
+            let mut plan = Self { warps, slots, ..plan };
+            plan.set = plan.bands_of_a_set();
+            plan.shared_bytes = plan.shared_bytes(layout, most(|weight| weight.slack_bytes));
+            plan
+        };
+        let most_warps = variant.warps.min(plan.tasks());
+        let mut plans =
+            (1..=most_warps).rev().flat_map(|warps| plan.slots(warps).map(move |slots| with(warps, slots)));
+        let largest = plans.find(|plan| plan.shared_bytes <= limits.shared_bytes)?;
+        Some(with(largest.tasks().div_ceil(largest.rounds()), largest.slots))
+    }
+
+    /// Whether tiles are taken column by column.
+    fn takes_columns(&self) -> bool {
+        self.rows > ROWS_BY_BAND
+    }
+
+    /// Into how many blocks the columns are split: where a block would have few bands whole, so many that no block has more tiles than
+    /// it must, and the more the better, since each then reads the less of x.
+    fn best_splits(&self, multiprocessors: usize) -> usize {
+        let few = self.bands.div_ceil(multiprocessors) < FEW_BANDS;
+        if !self.takes_columns() || !few || self.bands > MEETING_BANDS {
+            return 1;
+        }
+        let tasks = |splits| {
+            let plan = Self { splits, ..*self };
+            let grid = splits * plan.blocks_of_a_split(multiprocessors);
+            Self { grid, ..plan }.tasks()
+        };
+        (1..=self.tiles_across.min(multiprocessors))
+            .min_by_key(|&splits| (tasks(splits), Reverse(splits)))
+            .unwrap_or(1)
+    }
+
+    /// Blocks that have the same columns.
+    fn blocks_of_a_split(&self, multiprocessors: usize) -> usize {
+        (multiprocessors / self.splits).min(self.bands).max(1)
+    }
+
+    /// Tiles of a band in a block, at most.
+    fn split_tiles(&self) -> usize {
+        self.tiles_across.div_ceil(self.splits)
     }
 
     /// Bands of a block, at most.
     fn own_bands(&self) -> usize {
-        self.bands.div_ceil(self.grid)
+        self.bands.div_ceil(self.grid / self.splits)
     }
 
     /// Tiles of a block, at most.
     fn tasks(&self) -> usize {
-        self.own_bands() * self.tiles_across
+        self.own_bands() * self.split_tiles()
     }
 
     /// Tiles of a warp, at most.
     fn rounds(&self) -> usize {
-        if self.owned {
-            self.own_bands().div_ceil(self.warps) * self.tiles_across
-        } else {
-            self.tasks().div_ceil(self.warps)
+        self.tasks().div_ceil(self.warps)
+    }
+
+    fn bands_of_a_set(&self) -> usize {
+        match self.slots {
+            _ if !self.takes_columns() => 1,
+            0 => self.own_bands(),
+            slots => slots,
         }
+    }
+
+    /// How many bands of a block may be unfinished at once, the best number first. Few rows of x: those that `warps` work on and one
+    /// that waits for its last tile; where the sums of many rows take much room, fewer, for which the next bands wait. Many rows: all
+    /// of the block's, or as many as fit. Bands of one tile need nothing of the kind, nor those that blocks share.
+    fn slots(&self, warps: usize) -> impl Iterator<Item = usize> {
+        let (least, most) = match self.tiles_across {
+            1 => (0, 0),
+            _ if self.splits > 1 => (0, 0),
+            _ if self.takes_columns() => (1, self.own_bands()),
+            tiles_across => (1, warps / tiles_across + 2),
+        };
+        (least..=most).rev()
     }
 
     /// Rows that x is packed for, if the kernel takes it packed.
@@ -342,94 +452,29 @@ impl Plan {
         self.tasks() * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
-    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, two records and a next task each, sums and arrivals
-    /// of the slots; and behind it what a damaged stream may reach.
+    /// A lane's sums of a tile, for all lanes.
+    fn tile_sum_bytes(&self) -> usize {
+        self.rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>()
+    }
+
+    /// What blocks that share bands meet in: a count for each of `MEETING_BANDS`, and the sums of all tiles.
+    fn meeting_bytes(&self) -> usize {
+        match self.splits {
+            1 => 0,
+            _ => MEETING_BANDS * size_of::<u32>() + self.bands * self.tiles_across * self.tile_sum_bytes(),
+        }
+    }
+
+    /// What the kernel takes: the tables, aligned to the size of one, the warps' words, two records each, sums and counts of the slots
+    /// and the next task; and behind it what a damaged stream may reach.
     fn shared_bytes(&self, layout: Layout, slack_bytes: usize) -> usize {
-        let sums = self.rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>();
-        let places = if self.owned { 1 } else { self.tiles_across };
+        let places = if self.takes_columns() { 1 } else { self.tiles_across };
         table_bytes(layout)
             + self.table_bytes
-            + self.warps * (self.words_bytes + RECORD_BYTES + size_of::<u32>())
-            + self.slots * (places * sums + size_of::<u32>())
+            + self.warps * (self.words_bytes + RECORD_BYTES)
+            + self.slots * (places * self.tile_sum_bytes() + size_of::<u32>())
+            + size_of::<u128>()
             + slack_bytes
-    }
-}
-
-/// What the plans of a launch by one kernel differ in, and what all share.
-struct Sizes {
-    limits: Limits,
-    most_warps: usize,
-    layout: Layout,
-    slack_bytes: usize,
-    plan: Plan,
-}
-
-impl Sizes {
-    fn of(limits: Limits, weights: &[WeightFacts], variant: Variant) -> Self {
-        let most = |of: fn(&WeightFacts) -> usize| weights.iter().map(of).max().unwrap_or(0);
-        let bands: usize = weights.iter().map(|weight| weight.bands).sum();
-        let plan = Plan {
-            source: variant.source,
-            rows: variant.rows,
-            grid: limits.multiprocessors.min(bands).max(1),
-            warps: 0,
-            slots: 0,
-            set: 1,
-            owned: false,
-            bands,
-            tiles_across: most(|weight| weight.tiles_across),
-            table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
-            words_bytes: most(|weight| weight.words_bytes),
-            shared_bytes: 0,
-        };
-        let layout = weights.first().map_or(Layout::Fast, |weight| weight.layout);
-        let slack_bytes = most(|weight| weight.slack_bytes);
-        Self { limits, most_warps: variant.warps, layout, slack_bytes, plan }
-    }
-
-    /// The plan, if a block has room for it.
-    fn fitting(&self, plan: Plan) -> Option<Plan> {
-        let shared_bytes = plan.shared_bytes(self.layout, self.slack_bytes);
-        (shared_bytes <= self.limits.shared_bytes).then_some(Plan { shared_bytes, ..plan })
-    }
-
-    /// Each warp takes bands of its own, from left to right: the most warps that fit; no more than share the bands evenly. Of bands
-    /// of a single tile there is nothing to gain by it.
-    fn owned(&self) -> Option<Plan> {
-        let plan = Plan { owned: true, ..self.plan };
-        if plan.rows <= ROWS_BY_BAND || plan.tiles_across == 1 {
-            return None;
-        }
-        let with = |warps| self.fitting(Plan { warps, slots: warps, set: warps, ..plan });
-        let most = self.most_warps.min(plan.own_bands());
-        let largest = (1..=most).rev().find_map(with)?;
-        with(plan.own_bands().div_ceil(plan.own_bands().div_ceil(largest.warps)))
-    }
-
-    /// Warps take the next tile that is left, and the tiles of a band meet: the most warps that fit; no more than share the tiles evenly.
-    fn shared(&self) -> Option<Plan> {
-        let with = |warps, slots: usize| {
-            let set = if self.plan.rows > ROWS_BY_BAND { slots.max(1) } else { 1 };
-            self.fitting(Plan { warps, slots, set, ..self.plan })
-        };
-        let most = self.most_warps.min(self.plan.tasks());
-        let mut plans =
-            (1..=most).rev().flat_map(|warps| self.slots(warps).map(move |slots| (warps, slots)));
-        let largest = plans.find_map(|(warps, slots)| with(warps, slots))?;
-        with(largest.tasks().div_ceil(largest.rounds()), largest.slots)
-    }
-
-    /// How many bands of a block may be unfinished at once, the best number first. Few rows of x: those that `warps` work on and one
-    /// that waits for its last tile; where the sums of many rows take much room, fewer, for which the next bands wait. Many rows: all
-    /// of the block's, or as few equal sets as fit. A band of one tile meets nobody.
-    fn slots(&self, warps: usize) -> impl Iterator<Item = usize> {
-        let own_bands = self.plan.own_bands();
-        let (least, most) = match self.plan.tiles_across {
-            1 => (0, 0),
-            _ if self.plan.rows > ROWS_BY_BAND => (1, own_bands),
-            tiles_across => (1, warps / tiles_across + 2),
-        };
-        (least..=most).rev()
     }
 }
 
@@ -480,8 +525,8 @@ macro_rules! variants {
 }
 
 static FAST: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_FAST_64_16],
-    [32, 16: FUSED_LINEAR_FAST_32_16],
+    [64, 20: FUSED_LINEAR_FAST_64_20],
+    [32, 24: FUSED_LINEAR_FAST_32_24],
     [16, 24: FUSED_LINEAR_FAST_16_24],
     [16, 16: FUSED_LINEAR_FAST_16_16],
     [8, 32: FUSED_LINEAR_FAST_8_32],
@@ -490,8 +535,8 @@ static FAST: [Variant; 7] = variants![
 ];
 
 static SMALL: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_SMALL_64_16],
-    [32, 16: FUSED_LINEAR_SMALL_32_16],
+    [64, 20: FUSED_LINEAR_SMALL_64_20],
+    [32, 24: FUSED_LINEAR_SMALL_32_24],
     [16, 24: FUSED_LINEAR_SMALL_16_24],
     [16, 16: FUSED_LINEAR_SMALL_16_16],
     [8, 32: FUSED_LINEAR_SMALL_8_32],
@@ -500,8 +545,8 @@ static SMALL: [Variant; 7] = variants![
 ];
 
 static EXACT_BF16: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_EXACT_BF16_64_16],
-    [32, 16: FUSED_LINEAR_EXACT_BF16_32_16],
+    [64, 20: FUSED_LINEAR_EXACT_BF16_64_20],
+    [32, 24: FUSED_LINEAR_EXACT_BF16_32_24],
     [16, 24: FUSED_LINEAR_EXACT_BF16_16_24],
     [16, 16: FUSED_LINEAR_EXACT_BF16_16_16],
     [8, 32: FUSED_LINEAR_EXACT_BF16_8_32],
@@ -510,8 +555,8 @@ static EXACT_BF16: [Variant; 7] = variants![
 ];
 
 static EXACT_FP16: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_EXACT_FP16_64_16],
-    [32, 16: FUSED_LINEAR_EXACT_FP16_32_16],
+    [64, 20: FUSED_LINEAR_EXACT_FP16_64_20],
+    [32, 24: FUSED_LINEAR_EXACT_FP16_32_24],
     [16, 24: FUSED_LINEAR_EXACT_FP16_16_24],
     [16, 16: FUSED_LINEAR_EXACT_FP16_16_16],
     [8, 32: FUSED_LINEAR_EXACT_FP16_8_32],
@@ -547,8 +592,8 @@ mod tests {
     fn the_mirrors_have_the_offsets_of_the_kernel() {
         assert_eq!((offset_of!(Part, y), offset_of!(Part, bands)), (72, 88));
         assert_eq!((offset_of!(Arguments, part_count), offset_of!(Arguments, x)), (288, 304));
-        assert_eq!((offset_of!(Arguments, x_stride), offset_of!(Arguments, slots)), (320, 340));
-        assert_eq!((offset_of!(Arguments, owned), offset_of!(Arguments, x_second)), (348, 356));
+        assert_eq!((offset_of!(Arguments, meeting), offset_of!(Arguments, x_stride)), (320, 328));
+        assert_eq!((offset_of!(Arguments, splits), offset_of!(Arguments, x_second)), (356, 368));
     }
 
     #[test]
