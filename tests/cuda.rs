@@ -6,6 +6,8 @@ mod decode_step;
 mod exact;
 #[path = "cuda/loaded.rs"]
 mod loaded;
+#[path = "cuda/many_rows.rs"]
+mod many_rows;
 #[path = "cuda/memory.rs"]
 mod memory;
 #[path = "cuda/ops.rs"]

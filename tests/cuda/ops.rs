@@ -61,7 +61,7 @@ pub(super) fn random(shape: &[i64], seed: i64) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
 }
 
-fn heavy_tailed(shape: &[i64], seed: i64) -> Tensor {
+pub(super) fn heavy_tailed(shape: &[i64], seed: i64) -> Tensor {
     let normal = random(shape, seed);
     normal.shallow_clone() * (normal.abs() - 2.3).relu().exp().square()
 }
