@@ -2,9 +2,8 @@
 //
 // A thread block owns whole bands (rows of tiles) and its warps take their tiles in order. A warp sums over the columns of its
 // tile in registers; the sums of a band's tiles are added from left to right, so that the result does not depend on which warp was
-// faster, on the launch, or on the other rows of x. For few rows each tile leaves its sums in shared memory, and the last warp of a band to
-// come adds all of them. For many, where the sums of all tiles have no room, each tile in its turn adds its own to those before; or
-// blocks share the columns, so that each reads few of x, and the tiles of a band meet in global memory.
+// faster, on the launch, or on the other rows of x. Either each tile leaves its sums in shared memory, and the last warp of a band to come
+// adds all of them; or, where those of many bands have no room, each tile in its turn adds its own to those before.
 #include "decode.cuh"
 
 constexpr u32 MOST_WEIGHTS = 3;
@@ -29,7 +28,6 @@ struct Arguments {
     const u16* x;            // BF16 if the weights are, else FP16, zero from `cols` to the end of a group: rows of `x_stride` elements, or
                              // packed, see `PackedInput`
     const int* x_exponents;  // a row of x was divided by 2 to this power; null: it was not
-    u32* meeting;            // where blocks share the columns: a count for each of MEETING_BANDS bands, 0 between launches; then sums
     u32 x_stride;
     u32 y_stride;
     u32 y_type;        // 0: FP32, 1: FP16, 2: BF16
@@ -37,8 +35,7 @@ struct Arguments {
     u32 words_bytes;   // of one warp
     u32 slots;         // bands in flight
     u32 set;           // bands whose tiles are taken column by column, before those of the next set
-    u32 splits;        // blocks that share the columns of a band
-    u32 split_tiles;   // tiles of a band in each of them, at most
+    u32 places;        // tiles whose sums a band in flight has room for: all, or one where they add theirs in turn
     u32 x_pieces;      // rows of `x` for one of y: 2 where the second's product is added to the first's ...
     float x_second;    // ... times this
 };
@@ -83,6 +80,7 @@ struct RowInput {
         }
     }
 
+    __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void before_step(u32) {}
 
     // What block `b` is multiplied with in a k-step.
@@ -96,43 +94,63 @@ struct RowInput {
         for (u32 b = 0; b < NB; b++) rows[b] += GROUP_COLS;
     }
 
-    // The element in this row and column.
-    static __device__ __forceinline__ u16 element(const Arguments& arguments, u32 row, u32 col) {
-        return arguments.x[u64(min_u32(row, arguments.batch - 1)) * arguments.x_stride + col];
+    // The elements of this column, and the one of a block's row `row`.
+    static __device__ __forceinline__ const u16* column(const Arguments& arguments, u32, u32 col) { return arguments.x + col; }
+    static __device__ __forceinline__ u16 element(const Arguments& arguments, const u16* column, u32 row, u32 b) {
+        return column[u64(min_u32(b * MMA_COLS + row, arguments.batch - 1)) * arguments.x_stride];
     }
 };
 
 // Where x is packed, in the order in which it is multiplied: for each k-step what each lane takes of two blocks, 16 bytes a lane; the
-// two blocks' neighbors follow, then the next k-step. There are rows for all blocks. `place_of` of activations.cu says the same.
+// two blocks' neighbors follow, then the next k-step. There are rows for all blocks, and AHEAD k-steps behind the last.
+// `pack_rows` of activations.cu writes it.
 template <u32 NB>
 struct PackedInput {
     static constexpr u32 PAIRS = NB / 2;
     static constexpr u32 STEP = PAIRS * LANES;  // in units of 16 bytes
+    // So many k-steps are asked for before they are needed: x is often no nearer than the L2.
+    static constexpr u32 AHEAD = NB == 2 ? 3 : 1;
     const uint4* packed;
-    uint4 own[PAIRS];
+    uint4 steps[AHEAD + 1][PAIRS];
 
     __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) {
         packed = reinterpret_cast<const uint4*>(arguments.x) + first_col / GROUP_COLS * (4 * STEP) + lane;
     }
 
-    __device__ __forceinline__ void begin_group() {}
-
-    // What there is no room for is loaded a k-step at a time, ahead of its use.
-    __device__ __forceinline__ void before_step(u32 step) {
+    __device__ __forceinline__ void begin_groups() {
 #pragma unroll
-        for (u32 pair = 0; pair < PAIRS; pair++) own[pair] = packed[step * STEP + pair * LANES];
+        for (u32 step = 0; step < AHEAD; step++) load(step);
     }
 
-    __device__ __forceinline__ uint2 of(u32, u32 b) const {
-        const uint4 both = own[b / 2];
+    __device__ __forceinline__ void begin_group() {}
+    __device__ __forceinline__ void before_step(u32 step) { load(step + AHEAD); }
+
+    __device__ __forceinline__ uint2 of(u32 step, u32 b) const {
+        const uint4 both = steps[step % (AHEAD + 1)][b / 2];
         return b & 1 ? make_uint2(both.z, both.w) : make_uint2(both.x, both.y);
     }
 
     __device__ __forceinline__ void end_group() { packed += 4 * STEP; }
 
-    static __device__ __forceinline__ u16 element(const Arguments& arguments, u32 row, u32 col) {
-        const u32 lane = row % MMA_COLS * 4 + col % GROUP_COLS / LANE_COLS, step = col / GROUP_COLS * 4 + col % LANE_COLS / 4;
-        return arguments.x[(step * STEP + row / (2 * MMA_COLS) * LANES + lane) * 8 + row / MMA_COLS % 2 * 4 + col % 4];
+    // The elements of the first block's row `row` in this column; `element` finds those of the others.
+    static __device__ __forceinline__ const u16* column(const Arguments& arguments, u32 row, u32 col) {
+        const u32 lane = row * 4 + col % GROUP_COLS / LANE_COLS, step = col / GROUP_COLS * 4 + col % LANE_COLS / 4;
+        return arguments.x + (step * STEP + lane) * 8 + col % 4;
+    }
+
+    static __device__ __forceinline__ u16 element(const Arguments&, const u16* column, u32, u32 b) {
+        return column[b / 2 * (LANES * 8) + b % 2 * 4];
+    }
+
+private:
+    // Volatile: the compiler would load as late as it can.
+    __device__ __forceinline__ void load(u32 step) {
+#pragma unroll
+        for (u32 pair = 0; pair < PAIRS; pair++) {
+            uint4& own = steps[step % (AHEAD + 1)][pair];
+            asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(own.x), "=r"(own.y), "=r"(own.z), "=r"(own.w) : "l"(packed + step * STEP + pair * LANES));
+        }
     }
 };
 
@@ -143,10 +161,6 @@ struct InputOf {
 template <>
 struct InputOf<1> {
     typedef RowInput<1> Type;
-};
-template <>
-struct InputOf<2> {
-    typedef RowInput<2> Type;
 };
 
 // Multiplies the k-steps of a tile with NB blocks of 8 rows of x.
@@ -166,7 +180,10 @@ struct MultiplySink {
     }
 
     // The first thing that another kernel wrote is x.
-    __device__ __forceinline__ void begin_groups() { overlap_wait(); }
+    __device__ __forceinline__ void begin_groups() {
+        overlap_wait();
+        x.begin_groups();
+    }
     __device__ __forceinline__ void begin_group() { x.begin_group(); }
     __device__ __forceinline__ void before_step(u32 step) { x.before_step(step); }
 
@@ -221,18 +238,19 @@ __device__ __noinline__ Sums<NB> with_escapes(const Arguments& arguments, Shared
                                               Sums<NB> sums) {
     const u32 lane = threadIdx.x % LANES, row = lane / 4, first = 2 * (lane % 4);
     for (u32 base = 0; base < escapes.count; base += 16) {
-        u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0}, cols[4];
+        u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0};
+        const u16* columns[4];
         bool used[4];
 #pragma unroll
         for (u32 k = 0; k < 4; k++) {
             const u32 index = base + first + (k & 1) + 8 * (k >> 1);
-            cols[k] = 0;
+            columns[k] = arguments.x;
             used[k] = false;
             if (index >= escapes.count) continue;
             const u32 position = escapes.position(index);
             const u32 tile_row = divide_small(position, tile_cols);
             const u32 own_row = tile_row - stripe * STRIPE_ROWS;
-            cols[k] = position - tile_row * tile_cols;
+            columns[k] = InputOf<NB>::Type::column(arguments, row, tile_col + position - tile_row * tile_cols);
             used[k] = own_row < STRIPE_ROWS;
             const EscapeHalves halves = EscapeHalves::of<LAYOUT, WIDE>(escapes.value<WIDE>(index));
             const u32 register_index = 2 * (k >> 1), shift = 16 * (k & 1);
@@ -244,7 +262,7 @@ __device__ __noinline__ Sums<NB> with_escapes(const Arguments& arguments, Shared
             u32 x[4];
 #pragma unroll
             for (u32 k = 0; k < 4; k++) {
-                x[k] = used[k] ? InputOf<NB>::Type::element(arguments, b * MMA_COLS + row, tile_col + cols[k]) : 0;
+                x[k] = used[k] ? InputOf<NB>::Type::element(arguments, columns[k], row, b) : 0;
             }
             multiply<LAYOUT>(sums.of[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
             if (WIDE && is_grid(LAYOUT)) multiply<LAYOUT>(sums.of[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
@@ -278,31 +296,24 @@ struct Task {
     bool empty;  // the last set has fewer bands, or this part is narrower than another: its bands have fewer tiles
 };
 
-// Of all parts' bands, the one with this number in this block.
-__device__ __forceinline__ u32 band_at(const Arguments& arguments, u32 ordinal) {
-    if (arguments.splits == 1) return blockIdx.x + ordinal * gridDim.x;
-    return blockIdx.x / arguments.splits + ordinal * (gridDim.x / arguments.splits);
-}
-
 // Sets of bands follow each other. In a set the tiles of the first column come first, so that warps that work at the same time read
 // the same columns of x, and all but one of them find it in the L1. Few rows have no sets: each band is one.
 template <bool SETS>
 __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
     Task task;
     if constexpr (SETS) {
-        const u32 first = divide_small(index, arguments.set * arguments.split_tiles) * arguments.set;
-        const u32 of_set = index - first * arguments.split_tiles, column = divide_small(of_set, arguments.set);
-        task.tile = blockIdx.x % arguments.splits * arguments.split_tiles + column;
-        task.ordinal = first + of_set - column * arguments.set;
-        task.band = band_at(arguments, task.ordinal);
-        task.none = band_at(arguments, first) >= arguments.bands;
+        const u32 first = divide_small(index, arguments.set * arguments.tiles_across) * arguments.set;
+        const u32 of_set = index - first * arguments.tiles_across;
+        task.tile = divide_small(of_set, arguments.set);
+        task.ordinal = first + of_set - task.tile * arguments.set;
+        task.none = blockIdx.x + first * gridDim.x >= arguments.bands;
     } else {
         task.ordinal = divide_small(index, arguments.tiles_across);
         task.tile = index - task.ordinal * arguments.tiles_across;
-        task.band = blockIdx.x + task.ordinal * gridDim.x;
-        task.none = task.band >= arguments.bands;
     }
+    task.band = blockIdx.x + task.ordinal * gridDim.x;
     const bool missing = task.band >= arguments.bands;
+    if (!SETS) task.none = missing;
     task.part = 0;
     if (arguments.part_count > 1 && task.band >= arguments.parts[0].bands) {
         task.part = 1;
@@ -316,44 +327,39 @@ __device__ __forceinline__ Task task_at(const Arguments& arguments, u32 index) {
     return task;
 }
 
-// Where the tiles of a band meet: each leaves its sums, and the last to come adds all of them, from left to right.
+// Where the sums of a band's tiles are added, from left to right: each tile leaves its own, and the last to come adds all of them; or,
+// where there is one place for all, each adds its own to those before when it is its turn.
 template <u32 NB>
 struct Meeting {
-    float* sums;   // [slots][tiles_across][NB][4][32]
-    u32 arrivals;  // address of one count a slot: in the low half those of its present band, above it the bands that it has had
-    u32 slots, tiles_across;
+    float* sums;  // [slots][places][NB][4][32]
+    u32 counts;   // address of one a slot: in the low half the tiles of its present band that came, above it the bands that it has had
+    u32 slots, places;
 
-    // The floats of a slot.
-    static __device__ __forceinline__ u32 slot_sums(const Arguments& arguments) { return arguments.tiles_across * (NB * 4 * LANES); }
-
-    __device__ __forceinline__ bool join(const Arguments&, const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) const {
-        return join(task.ordinal, task.tile, tile_count, lane, own);
-    }
-
-    // True for the last to come, which gets the total.
-    __device__ __forceinline__ bool join(u32 ordinal, u32 tile, u32 tile_count, u32 lane, Sums<NB>& own) const {
+    // True for one of the band's tiles, which gets the total.
+    __device__ __forceinline__ bool join(const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) const {
         // It does not count as a band of its slot, so the host puts the weights that have such bands last.
         if (tile_count == 1) return true;
-        const u32 bands_before = divide_small(ordinal, slots), slot = ordinal - bands_before * slots;
-        const u32 arrival = arrivals + 4 * slot;
+        const u32 bands_before = divide_small(task.ordinal, slots), slot = task.ordinal - bands_before * slots;
+        const u32 count = counts + 4 * slot;
+        float* band = sums + slot * places * (NB * 4 * LANES) + lane;
+        if (NB > 1 && places == 1) return take_turn(band, count, bands_before & 0xFFFF, task.tile, tile_count, lane, own);
         // Bands begin in order, but this one may have come this far while one long before it still waits for a tile.
-        while (load_acquire(arrival) >> 16 != (bands_before & 0xFFFF)) __nanosleep(100);
-        float* band = sums + slot * tiles_across * (NB * 4 * LANES) + lane;
-        float* mine = band + tile * (NB * 4 * LANES);
+        while (load_acquire(count) >> 16 != (bands_before & 0xFFFF)) __nanosleep(100);
+        float* mine = band + task.tile * (NB * 4 * LANES);
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) mine[(b * 4 + i) * LANES] = own.of[b][i];
         __syncwarp();
         u32 before = 0;
-        if (lane == 0) before = add_acquire_release(arrival, 1);
+        if (lane == 0) before = add_acquire_release(count, 1);
         before = __shfl_sync(~0u, before, 0) & 0xFFFF;
         if (before + 1 < tile_count) return false;
         // Lane 0 acquired for all.
         __syncwarp();
         add_up(band, tile_count, own);
         __syncwarp();
-        if (lane == 0) store_release(arrival, (bands_before + 1) << 16);
+        if (lane == 0) store_release(count, (bands_before + 1) << 16);
         return true;
     }
 
@@ -371,95 +377,25 @@ private:
                 for (u32 i = 0; i < 4; i++) total.of[b][i] += band[(b * 4 + i) * LANES];
         }
     }
-};
 
-// Bands that blocks can share, at most. Mirrors `MEETING_BANDS` of src/ops/cuda/fused_linear.rs.
-constexpr u32 MEETING_BANDS = 16384;
-
-__device__ __forceinline__ float4& operator+=(float4& a, const float4& b) {
-    a.x += b.x;
-    a.y += b.y;
-    a.z += b.z;
-    a.w += b.w;
-    return a;
-}
-
-// As `Meeting`, of more rows of x: each tile in its turn adds its sums to those of the tiles to its left.
-template <u32 NB>
-struct Turns {
-    float* totals;  // [slots][NB][4][32]
-    u32 turns;      // address of one count a slot: in the low half the tiles of its present band that have been added, above it the bands
-                    // that it has had
-    u32 slots, unused;
-
-    static __device__ __forceinline__ u32 slot_sums(const Arguments&) { return NB * 4 * LANES; }
-
-    __device__ __forceinline__ bool join(const Arguments& arguments, const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) const {
-        if (tile_count == 1) return true;
-        if (arguments.splits > 1) return meet(arguments, task, tile_count, lane, own);
-        const u32 bands_before = divide_small(task.ordinal, slots), slot = task.ordinal - bands_before * slots;
-        const u32 turn = turns + 4 * slot, mine = (bands_before & 0xFFFF) << 16 | task.tile;
-        // Those before were begun before, and wait for none that was begun after.
-        while (load_acquire(turn) != mine) __nanosleep(50);
-        float* total = totals + slot * (NB * 4 * LANES) + lane;
-        const bool last = task.tile + 1 == tile_count;
+    // True for the last tile.
+    static __device__ __forceinline__ bool take_turn(float* total, u32 count, u32 bands_before, u32 tile, u32 tile_count, u32 lane,
+                                                     Sums<NB>& own) {
+        // The tiles that this waits for were begun before, and wait for none that was begun after.
+        while (load_acquire(count) != (bands_before << 16 | tile)) __nanosleep(50);
+        const bool last = tile + 1 == tile_count;
 #pragma unroll
         for (u32 b = 0; b < NB; b++)
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 float& before = total[(b * 4 + i) * LANES];
-                if (task.tile > 0) own.of[b][i] = before + own.of[b][i];
+                if (tile > 0) own.of[b][i] = before + own.of[b][i];
                 if (!last) before = own.of[b][i];
             }
         __syncwarp();
-        if (lane == 0) store_release(turn, last ? (bands_before + 1) << 16 : mine + 1);
+        if (lane == 0) store_release(count, last ? (bands_before + 1) << 16 : bands_before << 16 | (tile + 1));
         return last;
     }
-
-private:
-    // Each tile leaves its sums in global memory, and the last to come adds all of them.
-    static __device__ __forceinline__ bool meet(const Arguments& arguments, const Task& task, u32 tile_count, u32 lane, Sums<NB>& own) {
-        // A damaged tile has not waited yet, and the launch before may still use what this writes.
-        overlap_wait();
-        const u32 band = band_at(arguments, task.ordinal);
-        float4* sums = reinterpret_cast<float4*>(arguments.meeting + MEETING_BANDS) + u64(band) * arguments.tiles_across * (NB * LANES) + lane;
-#pragma unroll
-        for (u32 b = 0; b < NB; b++) {
-            __stcg(sums + (task.tile * NB + b) * LANES, make_float4(own.of[b][0], own.of[b][1], own.of[b][2], own.of[b][3]));
-        }
-        __threadfence();
-        __syncwarp();
-        u32 before = 0;
-        // The last leaves a 0 for the next launch.
-        if (lane == 0) before = atomicInc(arguments.meeting + band, tile_count - 1);
-        if (__shfl_sync(~0u, before, 0) + 1 < tile_count) return false;
-        __threadfence();
-        float4 total[NB];
-#pragma unroll
-        for (u32 b = 0; b < NB; b++) total[b] = __ldcg(sums + b * LANES);
-        for (u32 tile = 1; tile < tile_count; tile++) {
-            sums += NB * LANES;
-#pragma unroll
-            for (u32 b = 0; b < NB; b++) total[b] += __ldcg(sums + b * LANES);
-        }
-#pragma unroll
-        for (u32 b = 0; b < NB; b++) {
-            own.of[b][0] = total[b].x;
-            own.of[b][1] = total[b].y;
-            own.of[b][2] = total[b].z;
-            own.of[b][3] = total[b].w;
-        }
-        return true;
-    }
-};
-
-template <u32 NB>
-struct GatheringOf {
-    typedef Turns<NB> Type;
-};
-template <>
-struct GatheringOf<1> {
-    typedef Meeting<1> Type;
 };
 
 __device__ __forceinline__ void store_element(void* y, u32 type, u64 at, float value) {
@@ -501,7 +437,8 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
     for (u32 half = 0; half < 2; half++) {
         const u32 row = stripe_row + lane / 4 + 8 * half;
         if (row >= part.weight.rows) continue;
-#pragma unroll
+        // The code of many rows would not stay in the cache of instructions.
+#pragma unroll(NB > 2 ? 1 : NB)
         for (u32 b = 0; b < NB; b++) {
             const float first = sums.of[b][2 * half], second = sums.of[b][2 * half + 1];
             const u32 n = b * MMA_COLS + 2 * (lane % 4);
@@ -562,11 +499,11 @@ struct Record {
 // What follows a stripe's last group: the sum over the band's tiles, the result. Not inlined, and given only what names the tile:
 // whatever lived on through the loop over the groups would take registers from it.
 template <u32 LAYOUT, u32 NB>
-__device__ __noinline__ void finish_stripe(const Arguments& arguments, const typename GatheringOf<NB>::Type gathering, Record record, u32 stripe, Sums<NB> sums) {
+__device__ __noinline__ void finish_stripe(const Arguments& arguments, const Meeting<NB> meeting, Record record, u32 stripe, Sums<NB> sums) {
     const u32 lane = threadIdx.x % LANES;
     const Task task = record.task();
     const Part& part = arguments.parts[task.part];
-    if (!gathering.join(arguments, task, part.weight.tiles_across, lane, sums)) return;
+    if (!meeting.join(task, part.weight.tiles_across, lane, sums)) return;
     const u32 stripe_row = task.band * part.weight.tile_rows + stripe * STRIPE_ROWS;
     // A damaged tile has not waited yet, and the bias may be another kernel's.
     overlap_wait();
@@ -612,7 +549,7 @@ __device__ __forceinline__ u32 claim_task(u32* next_task, u32 lane) {
 // they are on their way while the sums meet those of other tiles. More rows have no registers to spare for that.
 template <u32 LAYOUT, u32 NB>
 __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Opened& opened, const WarpMemory& memory, Record record,
-                                           Record next_record, const typename GatheringOf<NB>::Type& gathering, u32* next_task, u32 lane) {
+                                           Record next_record, const Meeting<NB>& meeting, u32* next_task, u32 lane) {
     // Lane 0 wrote the record.
     __syncwarp();
     OpenTile open = record.open();
@@ -642,7 +579,7 @@ __device__ __forceinline__ Opened run_task(const Arguments& arguments, const Ope
         }
         const bool last = stripe + 1 == tile.stripes();
         if (NB == 1 && last) next = open_task<(NB > 1)>(arguments, claim_task(next_task, lane), memory, next_record, lane);
-        finish_stripe<LAYOUT, NB>(arguments, gathering, record, stripe, sums);
+        finish_stripe<LAYOUT, NB>(arguments, meeting, record, stripe, sums);
     }
     if (NB > 1) next = open_task<(NB > 1)>(arguments, claim_task(next_task, lane), memory, next_record, lane);
     return next;
@@ -657,8 +594,8 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     const u32 base = shared_address(shared);
     const u32 warp_bytes = arguments.words_bytes + 2 * Record::BYTES;
     float* sums = reinterpret_cast<float*>(shared + arguments.table_bytes + warps * warp_bytes);
-    u32* arrivals = reinterpret_cast<u32*>(sums + arguments.slots * GatheringOf<NB>::Type::slot_sums(arguments));
-    u32* next_task = arrivals + arguments.slots;
+    u32* counts = reinterpret_cast<u32*>(sums + arguments.slots * arguments.places * (NB * 4 * LANES));
+    u32* next_task = counts + arguments.slots;
     for (u32 part = 0; part < arguments.part_count; part++) {
         const Part& own = arguments.parts[part];
         copy_tables(own.weight, own.weight.table_count * (4u << scale_bits(LAYOUT)), base + own.first_table * (4u << scale_bits(LAYOUT)));
@@ -669,18 +606,18 @@ __device__ __forceinline__ void fused_linear(const Arguments& arguments) {
     Record record = {memory.words + arguments.words_bytes}, other = {record.address + Record::BYTES};
     Opened opened = open_task<(NB > 1)>(arguments, warp, memory, record, lane);
     commit_async();
-    for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) arrivals[slot] = 0;
+    for (u32 slot = threadIdx.x; slot < arguments.slots; slot += blockDim.x) counts[slot] = 0;
     if (threadIdx.x == 0) *next_task = warps;
     wait_async_but_last();
     __syncthreads();
     overlap_trigger();
-    const typename GatheringOf<NB>::Type gathering = {sums, shared_address(arrivals), arguments.slots, arguments.tiles_across};
+    const Meeting<NB> meeting = {sums, shared_address(counts), arguments.slots, arguments.places};
     while (!opened.none) {
         if (opened.empty) {
             opened = open_task<(NB > 1)>(arguments, claim_task(next_task, lane), memory, record, lane);
             continue;
         }
-        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, gathering, next_task, lane);
+        opened = run_task<LAYOUT, NB>(arguments, opened, memory, record, other, meeting, next_task, lane);
         const Record done = record;
         record = other;
         other = done;

@@ -6,7 +6,6 @@ use tch::{Kind, Tensor};
 
 use super::activations::{pieces, with_activations, Activations};
 use super::launch::{kernel, Element, Limits, Rows};
-use super::pool::{lend, Purpose};
 use super::sources::sources_of;
 use super::tables::table_bytes;
 use super::weight::{number, DeviceWeight, Weight, WeightFacts};
@@ -33,14 +32,8 @@ const LANE_SUMS: usize = 4;
 const RECORD_BYTES: usize = 64;
 /// As many warps keep a multiprocessor busy: with fewer it waits for memory, more share its time.
 const BUSY_WARPS: usize = 16;
-/// For more rows of x, warps that work at the same time work on the same columns of x, which they then find in the L1.
-const ROWS_BY_BAND: usize = 8;
-/// Where a block has fewer bands, it reads each column of x for too few of them: blocks share the columns.
-const FEW_BANDS: usize = 8;
-/// Bands that blocks can share, at most. Mirrors `MEETING_BANDS` of `csrc/kernels/fused_linear.cu`.
-const MEETING_BANDS: usize = 16384;
-/// More rows of x are packed: what a lane takes of them lies together.
-const MOST_UNPACKED_ROWS: usize = 16;
+/// More rows of x are packed, and warps that work at the same time work on the same columns of them, which they then find in the L1.
+const FEW_ROWS: usize = 8;
 
 /// One of the weights that share x. Mirrors `Part` of `csrc/kernels/fused_linear.cu`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +59,6 @@ struct Arguments {
     batch: u32,
     x: u64,
     x_exponents: u64,
-    meeting: u64,
     x_stride: u32,
     y_stride: u32,
     y_type: u32,
@@ -74,13 +66,12 @@ struct Arguments {
     words_bytes: u32,
     slots: u32,
     set: u32,
-    splits: u32,
-    split_tiles: u32,
+    places: u32,
     x_pieces: u32,
     x_second: f32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 376);
+const _: () = assert!(size_of::<Arguments>() == 360);
 
 /// One weight of a launch, and where its product goes.
 #[derive(Clone, Copy, Debug)]
@@ -147,34 +138,19 @@ pub(crate) fn fused_linear(launcher: &Launcher, x: &Tensor, parts: &[FusedPart])
     // Before the pool lends anything: nobody waits behind it for the compiler.
     let kernel = kernel(launcher, plan.source, || sources_of(first.weight.facts.layout, output.element))?;
     with_activations(launcher, x, layout, plan.packed_rows(), subject, |x| {
-        with_meeting(launcher, &plan, subject, |meeting| {
-            let arguments = arguments(&plan, parts, &output, x, meeting)?;
-            let launch = Launch {
-                grid: [number(subject, plan.grid)?, 1, 1],
-                block: (plan.warps * LANES) as u32,
-                shared_bytes: plan.shared_bytes,
-                overlap: true,
-            };
-            // SAFETY: the one parameter is `Arguments`, whose size both sides check. Weights: checked on the host before, on this
-            // device, kept by the caller; the kernel bounds every read of theirs by their sizes. x: `batch` rows of whole
-            // groups, from `with_activations`, packed for as many rows as this kernel multiplies where it takes them so. y and biases: of the sizes that the kernel writes and reads, checked by
-            // `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
-            unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
-        })
+        let arguments = arguments(&plan, parts, &output, x)?;
+        let launch = Launch {
+            grid: [number(subject, plan.grid)?, 1, 1],
+            block: (plan.warps * LANES) as u32,
+            shared_bytes: plan.shared_bytes,
+            overlap: true,
+        };
+        // SAFETY: the one parameter is `Arguments`, whose size both sides check. Weights: checked on the host before, on this
+        // device, kept by the caller; the kernel bounds every read of theirs by their sizes. x: `batch` rows of whole
+        // groups, or packed for as many rows as this kernel multiplies, from `with_activations`. y and biases: of the sizes that the
+        // kernel writes and reads, checked by `Output::of`. Shared memory: as the kernel divides it, see `Plan`.
+        unsafe { kernel.launch(launcher.stream, &launch, &[arg(&arguments)]) }
     })
-}
-
-/// Gives `work` the address of what blocks that share bands meet in, or 0 where they share none.
-fn with_meeting<R>(
-    launcher: &Launcher,
-    plan: &Plan,
-    subject: &str,
-    work: impl FnOnce(u64) -> Result<R>,
-) -> Result<R> {
-    match plan.meeting_bytes() {
-        0 => work(0),
-        bytes => lend(launcher, Purpose::Meeting, bytes, subject, |buffer| work(buffer.data_ptr() as u64)),
-    }
 }
 
 /// `at_once` rows of x after the other: every piece decodes the weights anew.
@@ -249,13 +225,7 @@ fn check_bias(part: &FusedPart, device: tch::Device) -> Result<()> {
     ))
 }
 
-fn arguments(
-    plan: &Plan,
-    parts: &[FusedPart],
-    output: &Output,
-    x: &Activations,
-    meeting: u64,
-) -> Result<Arguments> {
+fn arguments(plan: &Plan, parts: &[FusedPart], output: &Output, x: &Activations) -> Result<Arguments> {
     let subject = parts.first().map_or("fused linear", |part| part.weight.subject());
     let mut mirrors = [Part::default(); MOST_WEIGHTS];
     let mut first_table = 0;
@@ -281,7 +251,6 @@ fn arguments(
         batch: x.rows,
         x: x.address,
         x_exponents: x.exponents,
-        meeting,
         x_stride: x.row_stride,
         y_stride: number(subject, output.rows.first().map_or(0, |rows| rows.stride))?,
         y_type: output.element as u32,
@@ -289,8 +258,7 @@ fn arguments(
         words_bytes: number(subject, plan.words_bytes)?,
         slots: number(subject, plan.slots)?,
         set: number(subject, plan.set)?,
-        splits: number(subject, plan.splits)?,
-        split_tiles: number(subject, plan.split_tiles())?,
+        places: number(subject, plan.places)?,
         x_pieces: x.pieces,
         x_second: x.second,
     })
@@ -306,10 +274,10 @@ struct Plan {
     warps: usize,
     /// Bands of a block that may be unfinished at once.
     slots: usize,
+    /// Tiles whose sums a slot has room for: all of a band, which meet, or one, where they take turns.
+    places: usize,
     /// Bands of a block whose tiles are taken column by column, before those of the next set.
     set: usize,
-    /// Blocks that share the columns of a band.
-    splits: usize,
     bands: usize,
     tiles_across: usize,
     table_bytes: usize,
@@ -334,107 +302,75 @@ impl Plan {
     /// The most warps that fit; no more than share the tiles evenly.
     fn with(limits: Limits, weights: &[WeightFacts], variant: Variant) -> Option<Self> {
         let most = |of: fn(&WeightFacts) -> usize| weights.iter().map(of).max().unwrap_or(0);
-        let mut plan = Self {
+        let bands: usize = weights.iter().map(|weight| weight.bands).sum();
+        let plan = Self {
             source: variant.source,
             rows: variant.rows,
-            grid: 0,
+            grid: limits.multiprocessors.min(bands).max(1),
             warps: 0,
             slots: 0,
-            set: 1,
-            splits: 1,
-            bands: weights.iter().map(|weight| weight.bands).sum(),
+            places: 0,
+            set: 0,
+            bands,
             tiles_across: most(|weight| weight.tiles_across),
             table_bytes: weights.iter().map(WeightFacts::table_bytes).sum(),
             words_bytes: most(|weight| weight.words_bytes),
             shared_bytes: 0,
         };
-        plan.splits = plan.best_splits(limits.multiprocessors);
-        plan.grid = plan.splits * plan.blocks_of_a_split(limits.multiprocessors);
         let layout = weights.first()?.layout;
-        let with = |warps, slots: usize| {
-            let mut plan = Self { warps, slots, ..plan };
-            plan.set = plan.bands_of_a_set();
-            plan.shared_bytes = plan.shared_bytes(layout, most(|weight| weight.slack_bytes));
-            plan
+        let with = |warps: usize, [slots, places]: [usize; 2]| {
+            let set = if plan.is_for_few() { 1 } else { slots.max(1) };
+            let plan = Self { warps, slots, places, set, ..plan };
+            Self { shared_bytes: plan.shared_bytes(layout, most(|weight| weight.slack_bytes)), ..plan }
         };
         let most_warps = variant.warps.min(plan.tasks());
-        let mut plans =
-            (1..=most_warps).rev().flat_map(|warps| plan.slots(warps).map(move |slots| with(warps, slots)));
+        let mut plans = (1..=most_warps)
+            .rev()
+            .flat_map(|warps| plan.in_flight(warps).map(move |in_flight| with(warps, in_flight)));
         let largest = plans.find(|plan| plan.shared_bytes <= limits.shared_bytes)?;
-        Some(with(largest.tasks().div_ceil(largest.rounds()), largest.slots))
+        Some(with(largest.tasks().div_ceil(largest.rounds()), [largest.slots, largest.places]))
     }
 
-    /// Whether tiles are taken column by column.
-    fn takes_columns(&self) -> bool {
-        self.rows > ROWS_BY_BAND
+    /// Whether this is for so few rows of x that they are read as they are.
+    fn is_for_few(&self) -> bool {
+        self.rows <= FEW_ROWS
     }
 
-    /// Into how many blocks the columns are split: where a block would have few bands whole, so many that no block has more tiles than
-    /// it must, and the more the better, since each then reads the less of x.
-    fn best_splits(&self, multiprocessors: usize) -> usize {
-        let few = self.bands.div_ceil(multiprocessors) < FEW_BANDS;
-        if !self.takes_columns() || !few || self.bands > MEETING_BANDS {
-            return 1;
-        }
-        let tasks = |splits| {
-            let plan = Self { splits, ..*self };
-            let grid = splits * plan.blocks_of_a_split(multiprocessors);
-            Self { grid, ..plan }.tasks()
+    /// Rows that x is packed for, if the kernel takes it packed.
+    fn packed_rows(&self) -> Option<usize> {
+        (!self.is_for_few()).then_some(self.rows)
+    }
+
+    /// Slots and their places, the best first. A band of one tile needs neither.
+    ///
+    /// Few rows of x: the bands that `warps` work on and one that waits for its last tile; where their sums take much room, fewer, for
+    /// which the next bands wait. Many: all of the block's bands, where most tiles of a band are decoded at once and would
+    /// wait for their turn; else turns, for all bands or as many as fit.
+    fn in_flight(&self, warps: usize) -> impl Iterator<Item = [usize; 2]> {
+        let (tiles_across, own_bands) = (self.tiles_across, self.own_bands());
+        let together = 2 * own_bands < warps;
+        let (meeting, turns) = match (tiles_across, self.is_for_few()) {
+            (1, _) => (0..=0, 1..=0),
+            (_, true) => (1..=warps / tiles_across + 2, 1..=0),
+            (_, false) if together => (own_bands..=own_bands, 1..=own_bands),
+            (_, false) => (1..=0, 1..=own_bands),
         };
-        (1..=self.tiles_across.min(multiprocessors))
-            .min_by_key(|&splits| (tasks(splits), Reverse(splits)))
-            .unwrap_or(1)
-    }
-
-    /// Blocks that have the same columns.
-    fn blocks_of_a_split(&self, multiprocessors: usize) -> usize {
-        (multiprocessors / self.splits).min(self.bands).max(1)
-    }
-
-    /// Tiles of a band in a block, at most.
-    fn split_tiles(&self) -> usize {
-        self.tiles_across.div_ceil(self.splits)
+        meeting.rev().map(move |slots| [slots, tiles_across]).chain(turns.rev().map(|slots| [slots, 1]))
     }
 
     /// Bands of a block, at most.
     fn own_bands(&self) -> usize {
-        self.bands.div_ceil(self.grid / self.splits)
+        self.bands.div_ceil(self.grid)
     }
 
     /// Tiles of a block, at most.
     fn tasks(&self) -> usize {
-        self.own_bands() * self.split_tiles()
+        self.own_bands() * self.tiles_across
     }
 
     /// Tiles of a warp, at most.
     fn rounds(&self) -> usize {
         self.tasks().div_ceil(self.warps)
-    }
-
-    fn bands_of_a_set(&self) -> usize {
-        match self.slots {
-            _ if !self.takes_columns() => 1,
-            0 => self.own_bands(),
-            slots => slots,
-        }
-    }
-
-    /// How many bands of a block may be unfinished at once, the best number first. Few rows of x: those that `warps` work on and one
-    /// that waits for its last tile; where the sums of many rows take much room, fewer, for which the next bands wait. Many rows: all
-    /// of the block's, or as many as fit. Bands of one tile need nothing of the kind, nor those that blocks share.
-    fn slots(&self, warps: usize) -> impl Iterator<Item = usize> {
-        let (least, most) = match self.tiles_across {
-            1 => (0, 0),
-            _ if self.splits > 1 => (0, 0),
-            _ if self.takes_columns() => (1, self.own_bands()),
-            tiles_across => (1, warps / tiles_across + 2),
-        };
-        (least..=most).rev()
-    }
-
-    /// Rows that x is packed for, if the kernel takes it packed.
-    fn packed_rows(&self) -> Option<usize> {
-        (self.rows > MOST_UNPACKED_ROWS).then_some(self.rows)
     }
 
     /// Whether the launch for all is expected to take no longer than those for each.
@@ -452,27 +388,14 @@ impl Plan {
         self.tasks() * self.warps.max(BUSY_WARPS) * BUSY_WARPS / self.warps
     }
 
-    /// A lane's sums of a tile, for all lanes.
-    fn tile_sum_bytes(&self) -> usize {
-        self.rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>()
-    }
-
-    /// What blocks that share bands meet in: a count for each of `MEETING_BANDS`, and the sums of all tiles.
-    fn meeting_bytes(&self) -> usize {
-        match self.splits {
-            1 => 0,
-            _ => MEETING_BANDS * size_of::<u32>() + self.bands * self.tiles_across * self.tile_sum_bytes(),
-        }
-    }
-
     /// What the kernel takes: the tables, aligned to the size of one, the warps' words, two records each, sums and counts of the slots
     /// and the next task; and behind it what a damaged stream may reach.
     fn shared_bytes(&self, layout: Layout, slack_bytes: usize) -> usize {
-        let places = if self.takes_columns() { 1 } else { self.tiles_across };
+        let sums = self.rows / MMA_COLS * LANE_SUMS * LANES * size_of::<f32>();
         table_bytes(layout)
             + self.table_bytes
             + self.warps * (self.words_bytes + RECORD_BYTES)
-            + self.slots * (places * self.tile_sum_bytes() + size_of::<u32>())
+            + self.slots * (self.places * sums + size_of::<u32>())
             + size_of::<u128>()
             + slack_bytes
     }
@@ -525,8 +448,8 @@ macro_rules! variants {
 }
 
 static FAST: [Variant; 7] = variants![
-    [64, 20: FUSED_LINEAR_FAST_64_20],
-    [32, 24: FUSED_LINEAR_FAST_32_24],
+    [64, 16: FUSED_LINEAR_FAST_64_16],
+    [32, 20: FUSED_LINEAR_FAST_32_20],
     [16, 24: FUSED_LINEAR_FAST_16_24],
     [16, 16: FUSED_LINEAR_FAST_16_16],
     [8, 32: FUSED_LINEAR_FAST_8_32],
@@ -535,8 +458,8 @@ static FAST: [Variant; 7] = variants![
 ];
 
 static SMALL: [Variant; 7] = variants![
-    [64, 20: FUSED_LINEAR_SMALL_64_20],
-    [32, 24: FUSED_LINEAR_SMALL_32_24],
+    [64, 16: FUSED_LINEAR_SMALL_64_16],
+    [32, 20: FUSED_LINEAR_SMALL_32_20],
     [16, 24: FUSED_LINEAR_SMALL_16_24],
     [16, 16: FUSED_LINEAR_SMALL_16_16],
     [8, 32: FUSED_LINEAR_SMALL_8_32],
@@ -545,8 +468,8 @@ static SMALL: [Variant; 7] = variants![
 ];
 
 static EXACT_BF16: [Variant; 7] = variants![
-    [64, 20: FUSED_LINEAR_EXACT_BF16_64_20],
-    [32, 24: FUSED_LINEAR_EXACT_BF16_32_24],
+    [64, 16: FUSED_LINEAR_EXACT_BF16_64_16],
+    [32, 20: FUSED_LINEAR_EXACT_BF16_32_20],
     [16, 24: FUSED_LINEAR_EXACT_BF16_16_24],
     [16, 16: FUSED_LINEAR_EXACT_BF16_16_16],
     [8, 32: FUSED_LINEAR_EXACT_BF16_8_32],
@@ -555,8 +478,8 @@ static EXACT_BF16: [Variant; 7] = variants![
 ];
 
 static EXACT_FP16: [Variant; 7] = variants![
-    [64, 20: FUSED_LINEAR_EXACT_FP16_64_20],
-    [32, 24: FUSED_LINEAR_EXACT_FP16_32_24],
+    [64, 16: FUSED_LINEAR_EXACT_FP16_64_16],
+    [32, 20: FUSED_LINEAR_EXACT_FP16_32_20],
     [16, 24: FUSED_LINEAR_EXACT_FP16_16_24],
     [16, 16: FUSED_LINEAR_EXACT_FP16_16_16],
     [8, 32: FUSED_LINEAR_EXACT_FP16_8_32],
@@ -592,8 +515,8 @@ mod tests {
     fn the_mirrors_have_the_offsets_of_the_kernel() {
         assert_eq!((offset_of!(Part, y), offset_of!(Part, bands)), (72, 88));
         assert_eq!((offset_of!(Arguments, part_count), offset_of!(Arguments, x)), (288, 304));
-        assert_eq!((offset_of!(Arguments, meeting), offset_of!(Arguments, x_stride)), (320, 328));
-        assert_eq!((offset_of!(Arguments, splits), offset_of!(Arguments, x_second)), (356, 368));
+        assert_eq!((offset_of!(Arguments, x_stride), offset_of!(Arguments, slots)), (320, 340));
+        assert_eq!((offset_of!(Arguments, places), offset_of!(Arguments, x_second)), (348, 356));
     }
 
     #[test]

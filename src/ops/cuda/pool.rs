@@ -25,8 +25,6 @@ pub(crate) enum Purpose {
     Weight,
     /// Rows of x as the fused kernel reads them.
     Activations,
-    /// Where blocks of the fused kernel that share bands meet. Begins as zeros; each launch leaves zeros where it counted.
-    Meeting,
 }
 
 type Key = (usize, Stream, Purpose);
@@ -109,7 +107,7 @@ pub(crate) fn lend<R>(
     let slot = Workspace::current().slot(key);
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     let capturing = launcher.stream.is_capturing(launcher.device)?;
-    slot.ensure(tch::Device::Cuda(launcher.device.ordinal), bytes, purpose, subject)?;
+    slot.ensure(tch::Device::Cuda(launcher.device.ordinal), bytes, subject)?;
     slot.captured |= capturing;
     match &slot.buffer {
         Some(buffer) => work(&buffer.f_narrow(0, 0, bytes as i64).about(subject)?),
@@ -120,7 +118,7 @@ pub(crate) fn lend<R>(
 impl Slot {
     /// Makes the buffer large enough. libtorch's allocator keeps what is dropped here for the same stream, on which whatever
     /// still uses it comes first.
-    fn ensure(&mut self, device: tch::Device, bytes: usize, purpose: Purpose, subject: &str) -> Result<()> {
+    fn ensure(&mut self, device: tch::Device, bytes: usize, subject: &str) -> Result<()> {
         if self.buffer.as_ref().is_some_and(|buffer| buffer.numel() >= bytes) {
             return Ok(());
         }
@@ -130,12 +128,7 @@ impl Slot {
         } else {
             drop(outgrown);
         }
-        let (size, options) = ([bytes as i64], (Kind::Uint8, device));
-        let buffer = match purpose {
-            Purpose::Meeting => Tensor::f_zeros(size, options),
-            Purpose::Weight | Purpose::Activations => Tensor::f_empty(size, options),
-        };
-        self.buffer = Some(buffer.about(subject)?);
+        self.buffer = Some(Tensor::f_empty([bytes as i64], (Kind::Uint8, device)).about(subject)?);
         Ok(())
     }
 }
@@ -174,23 +167,23 @@ mod tests {
     #[test]
     fn a_buffer_grows_and_never_shrinks() {
         let mut slot = Slot::default();
-        slot.ensure(CPU, 100, Purpose::Weight, "t").unwrap();
-        slot.ensure(CPU, 50, Purpose::Weight, "t").unwrap();
+        slot.ensure(CPU, 100, "t").unwrap();
+        slot.ensure(CPU, 50, "t").unwrap();
         assert_eq!(slot.buffer.as_ref().unwrap().numel(), 100);
-        slot.ensure(CPU, 200, Purpose::Weight, "t").unwrap();
+        slot.ensure(CPU, 200, "t").unwrap();
         assert_eq!((slot.buffer.as_ref().unwrap().numel(), slot.kept.len()), (200, 0));
     }
 
     #[test]
     fn what_a_graph_knows_is_kept() {
         let mut slot = Slot::default();
-        slot.ensure(CPU, 100, Purpose::Weight, "t").unwrap();
+        slot.ensure(CPU, 100, "t").unwrap();
         slot.captured = true;
         let address = slot.buffer.as_ref().unwrap().data_ptr();
-        slot.ensure(CPU, 200, Purpose::Weight, "t").unwrap();
+        slot.ensure(CPU, 200, "t").unwrap();
         assert_eq!((slot.kept.len(), slot.kept[0].data_ptr()), (1, address));
         assert!(!slot.captured);
-        slot.ensure(CPU, 300, Purpose::Weight, "t").unwrap();
+        slot.ensure(CPU, 300, "t").unwrap();
         assert_eq!(slot.kept.len(), 1);
     }
 }
