@@ -80,7 +80,6 @@ struct RowInput {
         }
     }
 
-    __device__ __forceinline__ void begin_groups() {}
     __device__ __forceinline__ void before_step(u32) {}
 
     // What block `b` is multiplied with in a k-step.
@@ -102,31 +101,28 @@ struct RowInput {
 };
 
 // Where x is packed, in the order in which it is multiplied: for each k-step what each lane takes of two blocks, 16 bytes a lane; the
-// two blocks' neighbors follow, then the next k-step. There are rows for all blocks, and AHEAD k-steps behind the last.
-// `pack_rows` of activations.cu writes it.
+// two blocks' neighbors follow, then the next k-step. There are rows for all blocks. `pack_rows` of activations.cu writes it.
 template <u32 NB>
 struct PackedInput {
     static constexpr u32 PAIRS = NB / 2;
     static constexpr u32 STEP = PAIRS * LANES;  // in units of 16 bytes
-    // So many k-steps are asked for before they are needed: x is often no nearer than the L2.
-    static constexpr u32 AHEAD = NB == 2 ? 3 : 1;
     const uint4* packed;
-    uint4 steps[AHEAD + 1][PAIRS];
+    uint4 own[PAIRS];
 
     __device__ __forceinline__ void start(const Arguments& arguments, u32 first_col, u32 lane) {
         packed = reinterpret_cast<const uint4*>(arguments.x) + first_col / GROUP_COLS * (4 * STEP) + lane;
     }
 
-    __device__ __forceinline__ void begin_groups() {
+    __device__ __forceinline__ void begin_group() {}
+
+    // One k-step; the compiler loads ahead what it has registers for.
+    __device__ __forceinline__ void before_step(u32 step) {
 #pragma unroll
-        for (u32 step = 0; step < AHEAD; step++) load(step);
+        for (u32 pair = 0; pair < PAIRS; pair++) own[pair] = packed[step * STEP + pair * LANES];
     }
 
-    __device__ __forceinline__ void begin_group() {}
-    __device__ __forceinline__ void before_step(u32 step) { load(step + AHEAD); }
-
-    __device__ __forceinline__ uint2 of(u32 step, u32 b) const {
-        const uint4 both = steps[step % (AHEAD + 1)][b / 2];
+    __device__ __forceinline__ uint2 of(u32, u32 b) const {
+        const uint4 both = own[b / 2];
         return b & 1 ? make_uint2(both.z, both.w) : make_uint2(both.x, both.y);
     }
 
@@ -140,17 +136,6 @@ struct PackedInput {
 
     static __device__ __forceinline__ u16 element(const Arguments&, const u16* column, u32, u32 b) {
         return column[b / 2 * (LANES * 8) + b % 2 * 4];
-    }
-
-private:
-    // Volatile: the compiler would load as late as it can.
-    __device__ __forceinline__ void load(u32 step) {
-#pragma unroll
-        for (u32 pair = 0; pair < PAIRS; pair++) {
-            uint4& own = steps[step % (AHEAD + 1)][pair];
-            asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(own.x), "=r"(own.y), "=r"(own.z), "=r"(own.w) : "l"(packed + step * STEP + pair * LANES));
-        }
     }
 };
 
@@ -180,10 +165,7 @@ struct MultiplySink {
     }
 
     // The first thing that another kernel wrote is x.
-    __device__ __forceinline__ void begin_groups() {
-        overlap_wait();
-        x.begin_groups();
-    }
+    __device__ __forceinline__ void begin_groups() { overlap_wait(); }
     __device__ __forceinline__ void begin_group() { x.begin_group(); }
     __device__ __forceinline__ void before_step(u32 step) { x.before_step(step); }
 
@@ -437,8 +419,7 @@ __device__ __forceinline__ void write_stripe(const Arguments& arguments, const P
     for (u32 half = 0; half < 2; half++) {
         const u32 row = stripe_row + lane / 4 + 8 * half;
         if (row >= part.weight.rows) continue;
-        // The code of many rows would not stay in the cache of instructions.
-#pragma unroll(NB > 2 ? 1 : NB)
+#pragma unroll
         for (u32 b = 0; b < NB; b++) {
             const float first = sums.of[b][2 * half], second = sums.of[b][2 * half + 1];
             const u32 n = b * MMA_COLS + 2 * (lane % 4);

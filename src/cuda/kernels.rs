@@ -65,9 +65,9 @@ macro_rules! header {
 
 // What takes longest to compile comes first: so all are done soonest.
 kernels! {
-    FUSED_LINEAR_FAST_64_16: "fused_linear.cu" fused_linear_fast_64_16 (LAYOUT = FAST, ROWS = 64, WARPS = 16),
+    FUSED_LINEAR_FAST_64_20: "fused_linear.cu" fused_linear_fast_64_20 (LAYOUT = FAST, ROWS = 64, WARPS = 20),
     FUSED_LINEAR_FAST_32_20: "fused_linear.cu" fused_linear_fast_32_20 (LAYOUT = FAST, ROWS = 32, WARPS = 20),
-    FUSED_LINEAR_SMALL_64_16: "fused_linear.cu" fused_linear_small_64_16 (LAYOUT = SMALL, ROWS = 64, WARPS = 16),
+    FUSED_LINEAR_SMALL_64_20: "fused_linear.cu" fused_linear_small_64_20 (LAYOUT = SMALL, ROWS = 64, WARPS = 20),
     FUSED_LINEAR_FAST_16_24: "fused_linear.cu" fused_linear_fast_16_24 (LAYOUT = FAST, ROWS = 16, WARPS = 24),
     FUSED_LINEAR_FAST_16_16: "fused_linear.cu" fused_linear_fast_16_16 (LAYOUT = FAST, ROWS = 16, WARPS = 16),
     DECODE_TO_SCRATCH_FAST_BF16: "decode_to_scratch.cu" decode_to_scratch_fast_bf16 (LAYOUT = FAST, ELEMENT = BF16),
@@ -87,8 +87,8 @@ kernels! {
     DECODE_TO_SCRATCH_SMALL_F16: "decode_to_scratch.cu" decode_to_scratch_small_f16 (LAYOUT = SMALL, ELEMENT = F16),
     DECODE_TO_SCRATCH_SMALL_F32: "decode_to_scratch.cu" decode_to_scratch_small_f32 (LAYOUT = SMALL, ELEMENT = F32),
     GATHER_ROWS_SMALL: "gather_rows.cu" gather_rows_small (LAYOUT = SMALL),
-    FUSED_LINEAR_EXACT_BF16_64_16: "fused_linear.cu" fused_linear_exact_bf16_64_16 (LAYOUT = EXACT_BF16, ROWS = 64, WARPS = 16),
-    FUSED_LINEAR_EXACT_FP16_64_16: "fused_linear.cu" fused_linear_exact_fp16_64_16 (LAYOUT = EXACT_FP16, ROWS = 64, WARPS = 16),
+    FUSED_LINEAR_EXACT_BF16_64_20: "fused_linear.cu" fused_linear_exact_bf16_64_20 (LAYOUT = EXACT_BF16, ROWS = 64, WARPS = 20),
+    FUSED_LINEAR_EXACT_FP16_64_20: "fused_linear.cu" fused_linear_exact_fp16_64_20 (LAYOUT = EXACT_FP16, ROWS = 64, WARPS = 20),
     FUSED_LINEAR_EXACT_BF16_32_20: "fused_linear.cu" fused_linear_exact_bf16_32_20 (LAYOUT = EXACT_BF16, ROWS = 32, WARPS = 20),
     FUSED_LINEAR_EXACT_FP16_32_20: "fused_linear.cu" fused_linear_exact_fp16_32_20 (LAYOUT = EXACT_FP16, ROWS = 32, WARPS = 20),
     FUSED_LINEAR_EXACT_BF16_16_24: "fused_linear.cu" fused_linear_exact_bf16_16_24 (LAYOUT = EXACT_BF16, ROWS = 16, WARPS = 24),

@@ -88,12 +88,10 @@ pub(super) fn with_activations<R>(
     }
     let row_bytes = source.padded_cols() * HALF_BYTES;
     let rows = packed_rows.unwrap_or(source.batch * source.pieces);
-    // The kernel asks for packed k-steps before it knows that there are no more.
-    let ahead = packed_rows.map_or(0, |rows| rows * GROUP_COLS * HALF_BYTES);
-    let bytes = rows * row_bytes + ahead + source.batch * size_of::<i32>();
+    let bytes = rows * row_bytes + source.batch * size_of::<i32>();
     lend(launcher, Purpose::Activations, bytes, subject, |buffer| {
         let address = buffer.data_ptr() as u64;
-        let exponents = address + (rows * row_bytes + ahead) as u64;
+        let exponents = address + (rows * row_bytes) as u64;
         let activations = Activations {
             address,
             exponents: if source.is_divided() { exponents } else { 0 },

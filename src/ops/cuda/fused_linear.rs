@@ -448,7 +448,7 @@ macro_rules! variants {
 }
 
 static FAST: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_FAST_64_16],
+    [64, 20: FUSED_LINEAR_FAST_64_20],
     [32, 20: FUSED_LINEAR_FAST_32_20],
     [16, 24: FUSED_LINEAR_FAST_16_24],
     [16, 16: FUSED_LINEAR_FAST_16_16],
@@ -458,7 +458,7 @@ static FAST: [Variant; 7] = variants![
 ];
 
 static SMALL: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_SMALL_64_16],
+    [64, 20: FUSED_LINEAR_SMALL_64_20],
     [32, 20: FUSED_LINEAR_SMALL_32_20],
     [16, 24: FUSED_LINEAR_SMALL_16_24],
     [16, 16: FUSED_LINEAR_SMALL_16_16],
@@ -468,7 +468,7 @@ static SMALL: [Variant; 7] = variants![
 ];
 
 static EXACT_BF16: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_EXACT_BF16_64_16],
+    [64, 20: FUSED_LINEAR_EXACT_BF16_64_20],
     [32, 20: FUSED_LINEAR_EXACT_BF16_32_20],
     [16, 24: FUSED_LINEAR_EXACT_BF16_16_24],
     [16, 16: FUSED_LINEAR_EXACT_BF16_16_16],
@@ -478,7 +478,7 @@ static EXACT_BF16: [Variant; 7] = variants![
 ];
 
 static EXACT_FP16: [Variant; 7] = variants![
-    [64, 16: FUSED_LINEAR_EXACT_FP16_64_16],
+    [64, 20: FUSED_LINEAR_EXACT_FP16_64_20],
     [32, 20: FUSED_LINEAR_EXACT_FP16_32_20],
     [16, 24: FUSED_LINEAR_EXACT_FP16_16_24],
     [16, 16: FUSED_LINEAR_EXACT_FP16_16_16],
@@ -558,9 +558,38 @@ mod tests {
     #[test]
     fn more_rows_take_fewer_threads() {
         let warps = |batch| Plan::new(Limits::H200, &[weight(128256, 4096)], batch).unwrap().warps;
-        assert_eq!([1, 8, 9, 16, 17, 64].map(warps), [31, 31, 23, 23, 16, 16]);
+        assert_eq!([1, 8, 9, 16, 17, 64].map(warps), [31, 31, 23, 23, 19, 19]);
         assert!(Plan::new(Limits::H200, &[weight(28672, 4096)], 65).is_none());
         assert!(Plan::new(Limits::H200, &[weight(28672, 4096)], 0).is_none());
+    }
+
+    #[test]
+    fn tiles_of_few_bands_meet_and_those_of_many_take_turns() {
+        let plan = |weight, batch| {
+            let plan = Plan::new(Limits::H200, &[weight], batch).unwrap();
+            (plan.slots, plan.places, plan.set)
+        };
+        // Two bands a block.
+        assert_eq!(plan(weight(4096, 14336), 16), (2, 14, 2));
+        // 14 bands a block.
+        assert_eq!(plan(weight(28672, 4096), 16), (14, 1, 14));
+        assert_eq!(plan(weight(28672, 4096), 8), (10, 4, 1));
+        // 61 bands a block, more than have room.
+        let (slots, places, set) = plan(weight(128256, 4096), 64);
+        assert!(slots < 61 && places == 1 && set == slots);
+        // Bands of one tile.
+        assert_eq!(plan(weight(28672, 1000), 64), (0, 0, 1));
+        // The sums of all tiles have no room.
+        assert_eq!(plan(weight(8192, 60_000), 64).1, 1);
+    }
+
+    #[test]
+    fn many_rows_are_packed_for_as_many_as_the_kernel_multiplies() {
+        let packed = |batch| Plan::new(Limits::H200, &[weight(4096, 4096)], batch).unwrap().packed_rows();
+        assert_eq!([1, 8, 9, 16, 17, 32, 33, 64].map(packed), {
+            let [none, sixteen, thirty_two, all] = [None, Some(16), Some(32), Some(64)];
+            [none, none, sixteen, sixteen, thirty_two, thirty_two, all, all]
+        });
     }
 
     #[test]
