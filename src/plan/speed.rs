@@ -55,12 +55,19 @@ const H100: [Figure; 8] = [
 ];
 
 /// NVIDIA H200, the same versions and commands, 2026-11-26; at batch 8 from `codecllm bench generate --config 8b --bits 5.3 --batch 1,8
-/// --prompt 2048 --new 128` less what else a step takes.
-const H200: [Figure; 6] = [
+/// --prompt 2048 --new 128` less what else a step takes; beyond it from `codecllm bench --device cuda --bits 5.3 --batch 16,32,64 --seconds
+/// 0.01`.
+const H200: [Figure; 12] = [
     figure(Coding::Dense, 16.0, 1, 3.91),
     figure(Coding::Dense, 16.0, 8, 4.01),
+    figure(Coding::Dense, 16.0, 16, 4.12),
+    figure(Coding::Dense, 16.0, 32, 4.18),
+    figure(Coding::Dense, 16.0, 64, 4.31),
     figure(Coding::Grid, 5.31, 1, 2.95),
     figure(Coding::Grid, 5.31, 8, 3.16),
+    figure(Coding::Grid, 5.31, 16, 3.83),
+    figure(Coding::Grid, 5.31, 32, 4.68),
+    figure(Coding::Grid, 5.31, 64, 7.14),
     figure(Coding::Grid, 6.22, 1, 3.33),
     figure(Coding::Exact, 10.65, 1, 4.73),
 ];
