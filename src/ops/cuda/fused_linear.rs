@@ -350,10 +350,10 @@ impl Plan {
         let (tiles_across, own_bands) = (self.tiles_across, self.own_bands());
         let together = 2 * own_bands < warps;
         let (meeting, turns) = match (tiles_across, self.is_for_few()) {
-            (1, _) => (0..=0, 1..=0),
-            (_, true) => (1..=warps / tiles_across + 2, 1..=0),
-            (_, false) if together => (own_bands..=own_bands, 1..=own_bands),
-            (_, false) => (1..=0, 1..=own_bands),
+            (1, _) => (0..1, 0..0),
+            (_, true) => (1..warps / tiles_across + 3, 0..0),
+            (_, false) if together => (own_bands..own_bands + 1, 1..own_bands + 1),
+            (_, false) => (0..0, 1..own_bands + 1),
         };
         meeting.rev().map(move |slots| [slots, tiles_across]).chain(turns.rev().map(|slots| [slots, 1]))
     }
