@@ -144,6 +144,10 @@ impl<'a> TextStream<'a> {
     }
 }
 
+/// Tokens that are looked back at for text. Whoever has special tokens repeated, which read as nothing, would have each step decode all
+/// of them otherwise.
+const MOST_TOKENS: usize = 16;
+
 /// The window of a [`TextStream`], for who owns no tokenizer: the same one is wanted at every call.
 #[derive(Debug)]
 pub(crate) struct TextWindow {
@@ -157,10 +161,11 @@ pub(crate) struct TextWindow {
 
 impl TextWindow {
     pub(crate) fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> Result<Self> {
-        // The shortest end of the prompt that reads as something, all of it if nothing does.
+        // The shortest end of the prompt that reads as something, as much as may be looked at if nothing does.
         let mut text = String::new();
         let mut start = prompt.len();
-        while start > 0 && text.trim_matches(char::REPLACEMENT_CHARACTER).is_empty() {
+        let first = start.saturating_sub(MOST_TOKENS);
+        while start > first && text.trim_matches(char::REPLACEMENT_CHARACTER).is_empty() {
             start -= 1;
             text = tokenizer.decode(prompt.get(start..).unwrap_or_default())?;
         }
@@ -203,5 +208,35 @@ impl TextWindow {
         }
         self.shown = self.window.len();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Two words with the space before them, and `<s>`, which is special; a decoder that swallows the first space.
+    fn tokenizer() -> Tokenizer {
+        let special = json!({ "id": 2, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true });
+        let decoder = json!({ "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "_" }, "content": " " }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 }] });
+        let json = json!({ "version": "1.0", "added_tokens": [special], "decoder": decoder,
+            "model": { "type": "WordLevel", "vocab": { "_one": 0, "_two": 1 }, "unk_token": "_one" } });
+        Tokenizer::from_bytes(json.to_string().as_bytes(), "tokenizer.json").unwrap()
+    }
+
+    #[test]
+    fn a_prompt_that_reads_as_nothing_is_not_looked_through() {
+        let tokenizer = tokenizer();
+        let window = |prompt: &[u32]| TextWindow::after(&tokenizer, prompt).unwrap().window;
+        assert_eq!(window(&[0, 1]), [1]);
+        assert_eq!(window(&[0, 1, 2, 2]), [1, 2, 2]);
+        // All of these are decoded again and again otherwise: two thousand million tokens.
+        let long = [vec![0], vec![2; 1 << 16]].concat();
+        assert_eq!(window(&long), [2; MOST_TOKENS]);
     }
 }
