@@ -18,6 +18,7 @@ mod reply;
 mod run;
 mod server;
 mod stream;
+mod workers;
 
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
