@@ -1,6 +1,7 @@
 //! Whatever a GGUF file says of itself, importing it neither panics nor takes more memory than the file could fill.
 
 mod counting_allocator;
+mod gguf_writer;
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use codecllm::gguf::{import, ImportOptions};
 use codecllm::{ErrorKind, Result};
 
 use counting_allocator::{asked, Asked, Counting};
+use gguf_writer::{f32s, flag, i32s, text, texts, u32, Gguf};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -108,4 +110,40 @@ fn every_length_of_the_front_is_checked() {
         assert!(error.to_string().contains(&format!("has {} {what}, wanted at most", u64::MAX)), "{error}");
         bytes[at..at + 8].copy_from_slice(&before);
     }
+}
+
+/// A file whose tokens are each other's parts: all runs of up to `longest` of each of `letters`.
+fn runs(letters: &str, longest: usize) -> Gguf {
+    let runs = |letter: char| (1..=longest).map(move |length| String::from(letter).repeat(length));
+    let tokens: Vec<String> =
+        std::iter::once("<unk>".to_owned()).chain(letters.chars().flat_map(runs)).collect();
+    let kinds: Vec<i32> = (0..tokens.len()).map(|id| if id == 0 { 2 } else { 1 }).collect();
+    let mut gguf = Gguf::tiny();
+    gguf.set("tokenizer.ggml.model", text("llama"));
+    gguf.set("tokenizer.ggml.add_bos_token", flag(false));
+    gguf.set("tokenizer.ggml.tokens", texts(&tokens.iter().map(String::as_str).collect::<Vec<_>>()));
+    gguf.set("tokenizer.ggml.token_type", i32s(&kinds));
+    gguf.set("tokenizer.ggml.scores", f32s(&vec![0.0; tokens.len()]));
+    gguf.set("tokenizer.ggml.eos_token_id", u32(0));
+    for key in ["pre", "merges"] {
+        gguf.remove(&format!("tokenizer.ggml.{key}"));
+    }
+    let embedding = gguf.tensor("token_embd.weight");
+    embedding.dimensions = vec![8, tokens.len() as u64];
+    embedding.data = vec![0; 4 * 8 * tokens.len()];
+    gguf
+}
+
+#[test]
+fn tokens_that_are_each_others_parts_take_no_memory() {
+    let place = Place::new();
+    // Some of that is fine.
+    place.import(&runs("ab", 20).bytes()).0.unwrap();
+    let bytes = runs("abc", 512).bytes();
+    let (result, asked) = place.import(&bytes);
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("ways to join them"), "{error}");
+    assert!(error.to_string().contains("--tokenizer FILE"), "{error}");
+    assert!(asked.peak < 64 << 20, "{asked:?} of a file of {} bytes", bytes.len());
 }

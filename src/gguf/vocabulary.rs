@@ -6,7 +6,7 @@ use super::metadata::Metadata;
 use super::value::{Number, Texts, Value};
 use crate::error::Result;
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 /// No tokenizer's is as long; finding a piece's merges takes time with its square.
 const MOST_TOKEN_BYTES: usize = 512;
