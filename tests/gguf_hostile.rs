@@ -9,7 +9,7 @@ use codecllm::gguf::{import, ImportOptions};
 use codecllm::{ErrorKind, Result};
 
 use counting_allocator::{asked, Asked, Counting};
-use gguf_writer::{f32s, flag, i32s, text, texts, u32, Gguf};
+use gguf_writer::{f32s, flag, i32s, text, texts, u32, u8s, Gguf};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -146,4 +146,22 @@ fn tokens_that_are_each_others_parts_take_no_memory() {
     assert!(error.to_string().contains("ways to join them"), "{error}");
     assert!(error.to_string().contains("--tokenizer FILE"), "{error}");
     assert!(asked.peak < 64 << 20, "{asked:?} of a file of {} bytes", bytes.len());
+}
+
+#[test]
+fn numbers_are_counted_before_they_are_read() {
+    let place = Place::new();
+    let mut sentencepiece = runs("ab", 20);
+    for key in ["tokenizer.ggml.token_type", "tokenizer.ggml.scores"] {
+        let mut gguf = if key.ends_with("scores") { sentencepiece.clone() } else { Gguf::tiny() };
+        gguf.set(key, u8s(&vec![1; 8 << 20]));
+        let bytes = gguf.bytes();
+        let (result, asked) = place.import(&bytes);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(&format!("{key} is an array of 8388608 numbers, wanted a number")), "{error}");
+        assert!(asked.peak < 2 * bytes.len(), "{key}: {asked:?} of a file of {} bytes", bytes.len());
+    }
+    // An array as long as it should be is read.
+    sentencepiece.set("tokenizer.ggml.token_type", u8s(&[vec![2], vec![1; 40]].concat()));
+    place.import(&sentencepiece.bytes()).0.unwrap();
 }

@@ -78,11 +78,13 @@ impl Metadata {
         }
     }
 
-    /// An array of numbers.
-    pub fn numbers(&self, key: &str) -> Result<Option<Vec<Number>>> {
+    /// An array of numbers, to be counted before anything is made of them: a byte of the file may be one.
+    pub fn numbers(
+        &self,
+        key: &str,
+    ) -> Result<Option<impl ExactSizeIterator<Item = Option<Number>> + '_>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let numbers = value.numbers().and_then(Iterator::collect::<Option<Vec<_>>>);
-        numbers.map(Some).ok_or_else(|| self.corrupt(key, value, "an array of numbers"))
+        value.numbers().map(Some).ok_or_else(|| self.corrupt(key, value, "an array of numbers"))
     }
 
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {

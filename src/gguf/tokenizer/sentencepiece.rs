@@ -66,12 +66,13 @@ fn read_scores(source: &Source<'_>) -> Result<Vec<f64>> {
     };
     let count = numbers.len();
     let score = |number| match number {
-        Number::Float(score) if !score.is_nan() => Some(score),
+        Some(Number::Float(score)) if !score.is_nan() => Some(score),
         _ => None,
     };
-    let scores: Option<Vec<f64>> = numbers.into_iter().map(score).collect();
-    scores
-        .filter(|scores| scores.len() == tokens)
+    let scores = || numbers.map(score).collect();
+    (count == tokens)
+        .then(scores)
+        .flatten()
         .ok_or_else(|| metadata.corrupt(SCORES, format!("an array of {count} numbers"), &wanted))
 }
 
