@@ -66,13 +66,13 @@ impl Choice {
     /// Matrices at `bits` a weight, all else in `kind`.
     fn of_bits(shape: &ModelShape, name: &str, coding: Coding, bits: f64, kind: Kind, basis: Basis) -> Self {
         let matrices = (shape.matrix_weights() as f64 * bits / 8.0).ceil() as u64;
-        let others = (shape.others * kind.elt_size_in_bytes()) as u64;
-        Self::of_bytes(shape, name, coding, matrices + others, basis)
+        let others = shape.others.saturating_mul(kind.elt_size_in_bytes()) as u64;
+        Self::of_bytes(shape, name, coding, matrices.saturating_add(others), basis)
     }
 
     /// Uncompressed, in the dtype computed in: exact for every model of the shape.
     fn dense(shape: &ModelShape, kind: Kind) -> Self {
-        let bytes = (shape.weights() * kind.elt_size_in_bytes()) as u64;
+        let bytes = shape.weights().saturating_mul(kind.elt_size_in_bytes()) as u64;
         Self::of_bytes(shape, "dense", Coding::Dense, bytes, Basis::Exact)
     }
 }
@@ -100,8 +100,10 @@ pub fn sampled(shape: &ModelShape, kind: Kind, stats: &StatsReport) -> Vec<Choic
     let of = |point: &crate::checkpoint::CurvePoint| {
         let coding = if point.choice == "lossless" { Coding::Exact } else { Coding::Grid };
         let sampled = stats.weights as f64 * point.bits_per_weight / 8.0;
-        let rest = (shape.weights() as u64).saturating_sub(stats.weights) * kind.elt_size_in_bytes() as u64;
-        Choice::of_bytes(shape, &point.choice, coding, sampled.ceil() as u64 + rest, Basis::Sampled)
+        let rest = (shape.weights() as u64).saturating_sub(stats.weights);
+        let rest_bytes = rest.saturating_mul(kind.elt_size_in_bytes() as u64);
+        let bytes = (sampled.ceil() as u64).saturating_add(rest_bytes);
+        Choice::of_bytes(shape, &point.choice, coding, bytes, Basis::Sampled)
     };
     std::iter::once(Choice::dense(shape, kind)).chain(stats.choices.iter().map(of)).collect()
 }

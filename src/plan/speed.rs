@@ -174,8 +174,9 @@ fn between(points: &[[f64; 2]], x: f64) -> Option<f64> {
 
 /// Keys and values of all sequences at a full context.
 fn cache_bytes(config: &LlamaConfig, workload: &Workload) -> f64 {
-    let token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
-    (token * workload.kind.elt_size_in_bytes()) as f64 * workload.context as f64 * workload.batch as f64
+    let planes = [2, config.num_hidden_layers, config.num_key_value_heads, config.head_dim];
+    let elements: f64 = planes.iter().map(|&count| count as f64).product();
+    elements * workload.kind.elt_size_in_bytes() as f64 * workload.context as f64 * workload.batch as f64
 }
 
 /// What a step reads of the weights.

@@ -129,6 +129,35 @@ fn a_name_of_the_drivers_tells_the_gpu() {
     assert_eq!(gpu("NVIDIA GeForce RTX 4090 Laptop GPU"), None);
 }
 
+#[test]
+fn what_no_memory_could_hold_does_not_fit() {
+    let most = 1 << 31;
+    let huge = LlamaConfig {
+        vocab_size: most,
+        hidden_size: most,
+        intermediate_size: most,
+        num_hidden_layers: most,
+        num_attention_heads: most,
+        num_key_value_heads: most,
+        head_dim: most,
+        max_position_embeddings: most,
+        attention_bias: true,
+        mlp_bias: true,
+        ..config_8b()
+    };
+    let shape = ModelShape::of(&huge);
+    assert_eq!([shape.weights(), shape.matrix_weights(), shape.step_weights()], [usize::MAX; 3]);
+    let endless = Workload { batch: usize::MAX, ..Workload::default() };
+    for (config, workload) in [(&huge, Workload::default()), (&huge, endless), (&config_8b(), endless)] {
+        let choices = estimates(&ModelShape::of(config), Kind::Float, None);
+        for machine in [Machine::gpu(Some(Gpu::H100), None), Machine::cpu(1 << 40)] {
+            let plan = plan(config, &choices, &workload, &machine);
+            assert!(!plan.fits());
+            assert!(plan.choices.iter().all(|planned| planned.total_bytes == u64::MAX), "{plan:?}");
+        }
+    }
+}
+
 /// Any Llama, any size of a choice, any workload.
 fn any_config() -> impl Strategy<Value = LlamaConfig> {
     let sizes = (1usize..40, 1usize..9, 1usize..9, 1usize..65, 1usize..3000, 1usize..200_000);
