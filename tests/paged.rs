@@ -375,3 +375,12 @@ fn a_reserved_cache_takes_its_memory_at_once() {
     let taken = rss_bytes().unwrap().saturating_sub(before) as f64 / cache.bytes() as f64;
     assert!((0.8..1.5).contains(&taken), "{taken} of {} bytes", cache.bytes());
 }
+
+#[test]
+fn a_cache_that_nothing_could_hold_is_refused() {
+    let mut config = LlamaConfig::from_json(&full_config().to_string(), "config.json").unwrap();
+    (config.num_key_value_heads, config.head_dim) = (1 << 31, 1 << 31);
+    assert_eq!(PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu), usize::MAX);
+    let error = PagedKvCache::new(&config, 10, Kind::Float, Device::Cpu).unwrap_err();
+    assert_eq!(error.subject(), "key-value cache", "{error}");
+}

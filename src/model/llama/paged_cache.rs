@@ -74,10 +74,10 @@ impl Shape {
         }
     }
 
-    /// Bytes of the keys and values of a page, all layers together.
+    /// Bytes of the keys and values of a page, all layers together; what no memory could hold is the largest number.
     fn page_bytes(&self, kind: Kind) -> usize {
-        let elements = self.kv_heads * PagedKvCache::PAGE_TOKENS * self.head_dim;
-        2 * self.layers * elements * kind.elt_size_in_bytes()
+        let factors = [2, self.layers, self.kv_heads, PagedKvCache::PAGE_TOKENS, self.head_dim];
+        factors.into_iter().fold(kind.elt_size_in_bytes(), usize::saturating_mul)
     }
 }
 
@@ -157,7 +157,7 @@ impl PagedKvCache {
 
     /// Bytes of all pages, and of the one more that there is on a GPU.
     pub fn bytes(&self) -> usize {
-        (self.pages() + spare_on(self.device)) * self.shape.page_bytes(self.kind)
+        (self.pages() + spare_on(self.device)).saturating_mul(self.shape.page_bytes(self.kind))
     }
 
     /// An empty sequence that owns pages for `tokens` tokens, no more than the model is made for; `None`, and nothing changes,
