@@ -165,3 +165,22 @@ fn numbers_are_counted_before_they_are_read() {
     sentencepiece.set("tokenizer.ggml.token_type", u8s(&[vec![2], vec![1; 40]].concat()));
     place.import(&sentencepiece.bytes()).0.unwrap();
 }
+
+#[test]
+fn messages_are_short_whatever_a_file_is_full_of() {
+    let (place, long) = (Place::new(), "x".repeat(1 << 20));
+    let damages: [(&str, fn(&mut Gguf, &str)); 5] = [
+        ("a key is 1048576 bytes long, wanted at most 1024", |gguf, long| gguf.set(long, flag(true))),
+        ("a tensor's name is 1048576 bytes long", |gguf, long| gguf.add(long, &[8])),
+        ("general.architecture is \"xxx", |gguf, long| gguf.set("general.architecture", text(long))),
+        ("tokenizer.ggml.model is ", |gguf, long| gguf.set("tokenizer.ggml.model", text(long))),
+        ("tokenizer.ggml.pre is xxx", |gguf, long| gguf.set("tokenizer.ggml.pre", text(long))),
+    ];
+    for (wanted, damage) in damages {
+        let mut gguf = Gguf::tiny();
+        damage(&mut gguf, &long);
+        let error = place.import(&gguf.bytes()).0.unwrap_err().to_string();
+        assert!(error.contains(wanted), "{wanted} in {}", error.chars().take(1000).collect::<String>());
+        assert!(error.len() < 2000, "{wanted}: {} bytes", error.len());
+    }
+}

@@ -10,7 +10,7 @@ use tch::Kind;
 use super::blocks::widen;
 use super::config::{dtype_name, Model, Shape};
 use super::convert::{convert, element};
-use super::file::{GgufFile, TensorInfo};
+use super::file::{zeros, GgufFile, TensorInfo};
 use super::rope::RopeScaling;
 use super::special_tokens::{generation_config, stop_tokens};
 use super::tensor_type::TensorType;
@@ -263,7 +263,7 @@ impl Tokens {
 /// A small tensor in FP32.
 fn floats(file: &GgufFile, tensor: &TensorInfo) -> Result<Vec<f32>> {
     let stored = file.read(tensor)?;
-    let mut floats = vec![0.0; tensor.weights as usize];
+    let mut floats = zeros(tensor.weights as usize, &tensor.name)?;
     widen(tensor.kind, &stored, &mut floats);
     Ok(floats)
 }
