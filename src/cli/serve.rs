@@ -227,7 +227,23 @@ fn set<T>(place: &mut T, value: Option<T>) {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let wanted = "wanted seconds, more than 0";
-    let seconds: f64 = text.parse().map_err(|_| wanted.to_owned())?;
-    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).ok_or_else(|| wanted.to_owned())
+    let most = ServerOptions::MOST_TIME;
+    let wanted = || format!("wanted seconds, more than 0 and at most {}", most.as_secs());
+    let seconds: f64 = text.parse().map_err(|_| wanted())?;
+    let time = Duration::try_from_secs_f64(seconds).ok();
+    time.filter(|time| !time.is_zero() && *time <= most).ok_or_else(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_more_than_none_and_no_more_than_a_clock_takes() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("1e9"), Ok(ServerOptions::MOST_TIME));
+        for text in ["0", "-1", "1e-12", "1.1e9", "1e19", "1e300", "inf", "NaN", "s", ""] {
+            assert!(seconds(text).unwrap_err().starts_with("wanted seconds"), "{text}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::counters::Counters;
 use super::workers::Workers;
 use super::{page, ServerOptions};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::serve::engine::Engine;
 use crate::serve::openai::unix_seconds;
 
@@ -26,9 +26,7 @@ struct Shared {
 
 impl Server {
     pub(super) fn new(engine: Engine, options: ServerOptions) -> Result<Self> {
-        if options.max_new_tokens == Some(0) {
-            return Err(Error::invalid("max new tokens", "0, wanted 1 or more"));
-        }
+        options.check()?;
         let (counters, workers, page_policy) = (Counters::default(), Workers::new(), page::policy());
         let started = unix_seconds();
         Ok(Self(Arc::new(Shared { engine, options, counters, workers, page_policy, started })))
