@@ -84,7 +84,7 @@ struct LimitArgs {
     /// Most time that a client takes to send a request's head, and again its body [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     read_seconds: Option<Duration>,
-    /// Most time that a client takes nothing of its answer [default: 30]
+    /// Most time that a client takes nothing of its answer, or less than a kilobyte a second on average [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     write_seconds: Option<Duration>,
     /// Most time that running answers have to finish when the server is to end [default: 30]

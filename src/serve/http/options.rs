@@ -29,7 +29,8 @@ pub struct ServerOptions {
     pub request_time: Duration,
     /// Most time that a client takes to send a request's head, and again its body; and that a connection is kept without a request.
     pub read_time: Duration,
-    /// Most time that a client takes nothing of an answer that is ready for it.
+    /// Most time that a client takes nothing of an answer that is ready for it; less for one that goes on taking less than a kilobyte a
+    /// second.
     pub write_time: Duration,
     /// Most connections; further ones wait until one ends.
     pub max_connections: usize,
