@@ -173,7 +173,8 @@ impl Engine {
     /// Figures of now.
     pub fn stats(&self) -> EngineStats {
         let Handle { setup, pages, page_tokens, .. } = &*self.handle;
-        let device_bytes = occupied_bytes(setup.device);
+        // Files and the driver are asked before the lock, which the engine's thread and every request want.
+        let (device_bytes, rss_bytes) = (occupied_bytes(setup.device), rss_bytes());
         let mut state = self.handle.shared.lock();
         let (waiting, engine) = (state.waiting.len(), state.engine);
         let figures = &mut state.figures;
@@ -197,9 +198,14 @@ impl Engine {
             step_seconds: figures.step_seconds.clone(),
             weight_bytes: setup.weight_bytes,
             cache_bytes: setup.cache_bytes,
-            rss_bytes: rss_bytes(),
+            rss_bytes,
             peak_device_bytes: figures.peak_device_bytes,
         }
+    }
+
+    /// Whether it answers: as the figures of [`Engine::stats`] have it, at once.
+    pub fn state(&self) -> EngineState {
+        self.handle.shared.lock().engine
     }
 
     /// What the model and this engine can do.
