@@ -29,7 +29,8 @@ struct Load {
     /// Of the requests there are, every so many is used.
     each: usize,
     time: Duration,
-    /// From when on memory has to be flat, and how flat.
+    /// From when on memory has to be flat, and how much more it may become. It may become less: the system takes pages of mapped files
+    /// back where other processes want memory.
     settled: Duration,
     growth: f64,
 }
@@ -196,8 +197,8 @@ fn settled(load: &Load, samples: &[Sample]) -> (Duration, u64, u64, u64) {
 
 fn check_memory(load: &Load, samples: &[Sample]) {
     let (at, first, least, most) = settled(load, samples);
-    let flat = |bytes: u64| (bytes as f64 / first as f64 - 1.0).abs() <= load.growth;
-    assert!(flat(least) && flat(most), "{first} bytes after {at:?}, then {least} to {most}");
+    let growth = most as f64 / first as f64 - 1.0;
+    assert!(growth <= load.growth, "{first} bytes after {at:?}, then {least} to {most}");
 }
 
 fn report(load: &Load, start: Instant, samples: &[Sample], counts: &Counts, stats: &Value) {
@@ -248,5 +249,5 @@ fn many_clients_for_long_get_the_answers_they_get_alone() {
     let time = Duration::from_secs(from_environment("SOAK_SECONDS", 600));
     let clients = from_environment("SOAK_CLIENTS", 64) as usize;
     let settled = Duration::from_secs(60).min(time / 2);
-    soak(&Load { clients, each: 1, time, settled, growth: 0.05 });
+    soak(&Load { clients, each: 1, time, settled, growth: 0.02 });
 }

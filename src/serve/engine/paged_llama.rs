@@ -34,6 +34,8 @@ impl PagedLlama {
         if options.cache_tokens.is_some() {
             reserve(&mut cache, device)?;
         }
+        // Now rather than while others wait; and what it needs beside the cache is missed now.
+        model.llama().prepare_paged(options.max_batch, &mut cache)?;
         if device == Device::Cpu {
             // The fused path computes each row by itself, libtorch's multiplication of many rows does not.
             model.llama().set_fused_rows(default_fused_rows(kind).max(options.max_batch));
