@@ -121,6 +121,16 @@ impl Error {
         self
     }
 
+    /// An [`ErrorKind::OutOfMemory`] error with `cure` behind its message, any other as it is: what to do depends on who asked.
+    #[must_use]
+    #[cfg(feature = "serve")]
+    pub(crate) fn with_cure(mut self, cure: &str) -> Self {
+        if self.kind == ErrorKind::OutOfMemory {
+            self.message = format!("{}; {cure}", self.message);
+        }
+        self
+    }
+
     /// The kind of error.
     pub fn kind(&self) -> ErrorKind {
         self.kind

@@ -208,6 +208,7 @@ fn a_small_model_fills_its_context_and_frees_its_memory() {
     assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
     let message = error.to_string();
     assert!(message.contains(" bytes for 2000000000 tokens"), "{message}");
+    assert!(message.ends_with("; give the engine a smaller cache (--cache-tokens)"), "{message}");
 }
 
 /// `cargo test --release --test serve_engine -- --ignored --nocapture`

@@ -1,5 +1,7 @@
 //! From a model directory to text: loading, tokens, chat, sampling, generation, memory figures.
 
+#[cfg(feature = "serve")]
+mod cgroup;
 mod chat;
 mod continuation;
 mod generate;

@@ -88,6 +88,9 @@ impl KvCache {
             unit: if batch == 1 { "tokens" } else { "tokens of each sequence" },
             count: capacity,
             unit_bytes: plane_bytes.saturating_mul(2 * config.num_hidden_layers) / capacity,
+            step: 1,
+            spare: 0,
+            rounded: 0,
             device,
         };
         let empty = |made: usize| {

@@ -79,6 +79,19 @@ impl Shape {
         let factors = [2, self.layers, self.kv_heads, PagedKvCache::PAGE_TOKENS, self.head_dim];
         factors.into_iter().fold(kind.elt_size_in_bytes(), usize::saturating_mul)
     }
+
+    /// Memory for `pages` pages.
+    fn memory(&self, pages: usize, kind: Kind, device: Device) -> CacheMemory {
+        CacheMemory {
+            unit: "tokens",
+            count: pages * PagedKvCache::PAGE_TOKENS,
+            unit_bytes: self.page_bytes(kind) / PagedKvCache::PAGE_TOKENS,
+            step: PagedKvCache::PAGE_TOKENS,
+            spare: spare_on(device) * PagedKvCache::PAGE_TOKENS,
+            rounded: if device.is_cuda() { 2 * self.layers } else { 0 },
+            device,
+        }
+    }
 }
 
 /// Pages that belong to nobody. On a GPU the idle rows of a captured step write to one.
@@ -105,9 +118,8 @@ impl PagedKvCache {
         let (shape, kind) = (Shape::of(config), cache_kind(device, kind));
         let slots = (pages + spare_on(device)) * Self::PAGE_TOKENS;
         let size = [shape.kv_heads, slots, shape.head_dim].map(|n| n as i64);
-        let token_bytes = shape.page_bytes(kind) / Self::PAGE_TOKENS;
-        let memory = CacheMemory { unit: "tokens", count: slots, unit_bytes: token_bytes, device };
-        let plane_bytes = slots.saturating_mul(token_bytes) / (2 * shape.layers).max(1);
+        let memory = shape.memory(pages, kind, device);
+        let plane_bytes = slots.saturating_mul(memory.unit_bytes) / (2 * shape.layers).max(1);
         let empty = |made: usize| {
             let plane = Tensor::f_empty(size, (kind, device)).about("key-value cache");
             plane.map_err(|error| memory.explain(error, made * plane_bytes))
@@ -121,11 +133,16 @@ impl PagedKvCache {
     }
 
     /// Takes the memory of all pages now, rather than as tokens come: what the process occupies does not grow later. On a GPU that
-    /// is so from the beginning. For a cache that holds nothing yet: what it holds is lost.
+    /// is so from the beginning. It would wipe out what sequences hold, so there may be none.
     ///
     /// # Errors
-    /// `Torch` where libtorch refuses to write.
+    /// `InvalidArgument` while a sequence has pages, `Torch` where libtorch refuses to write.
     pub fn reserve(&mut self) -> Result<()> {
+        let taken = self.pages() - self.free_pages();
+        if taken > 0 {
+            let message = format!("sequences have {taken} of its pages, wanted all of them free to reserve them");
+            return Err(Error::invalid("key-value cache", message));
+        }
         if self.device == Device::Cpu {
             for Planes { keys, values } in &mut self.layers {
                 let _ = keys.f_zero_().about("key-value cache")?;
@@ -138,6 +155,22 @@ impl PagedKvCache {
     /// Bytes that one page takes in a cache made with these arguments.
     pub fn page_bytes(config: &LlamaConfig, kind: Kind, device: Device) -> usize {
         Shape::of(config).page_bytes(cache_kind(device, kind))
+    }
+
+    /// The most tokens that all sequences of a cache made with these arguments can have in `bytes` of memory: a whole number of pages.
+    ///
+    /// ```
+    /// use codecllm::model::{LlamaConfig, PagedKvCache};
+    /// # let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    /// #     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+    /// # let config = LlamaConfig::from_json(json, "config.json")?;
+    /// let page_bytes = PagedKvCache::page_bytes(&config, tch::Kind::Half, tch::Device::Cpu);
+    /// let room = |bytes| PagedKvCache::room_in(&config, tch::Kind::Half, tch::Device::Cpu, bytes);
+    /// assert_eq!([room(3 * page_bytes - 1), room(3 * page_bytes)], [64, 96]);
+    /// # Ok::<(), codecllm::Error>(())
+    /// ```
+    pub fn room_in(config: &LlamaConfig, kind: Kind, device: Device, bytes: usize) -> usize {
+        Shape::of(config).memory(0, cache_kind(device, kind), device).room(bytes)
     }
 
     /// Pages that `tokens` tokens take.

@@ -102,7 +102,7 @@ impl Engine {
     /// Starts the thread.
     ///
     /// # Errors
-    /// `InvalidArgument` for options out of range, `Torch` if memory for the cache is short.
+    /// `InvalidArgument` for options out of range, `OutOfMemory` if memory for the cache is short, with what would fit.
     pub fn start(generator: Generator, options: EngineOptions) -> Result<Self> {
         options.check()?;
         let language = Arc::clone(generator.language());
