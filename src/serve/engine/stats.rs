@@ -57,7 +57,7 @@ pub enum EngineState {
     ShuttingDown,
     /// It has ended as it was told to.
     Stopped,
-    /// It has ended because of a defect.
+    /// It has ended because of a defect, or because its device has failed again and again.
     Broken,
 }
 
