@@ -169,7 +169,8 @@ fn numbers_are_counted_before_they_are_read() {
 #[test]
 fn messages_are_short_whatever_a_file_is_full_of() {
     let (place, long) = (Place::new(), "x".repeat(1 << 20));
-    let damages: [(&str, fn(&mut Gguf, &str)); 5] = [
+    type Damage = fn(&mut Gguf, &str);
+    let damages: [(&str, Damage); 5] = [
         ("a key is 1048576 bytes long, wanted at most 1024", |gguf, long| gguf.set(long, flag(true))),
         ("a tensor's name is 1048576 bytes long", |gguf, long| gguf.add(long, &[8])),
         ("general.architecture is \"xxx", |gguf, long| gguf.set("general.architecture", text(long))),

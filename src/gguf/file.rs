@@ -99,7 +99,9 @@ pub(super) fn zeros<T: Clone + Default>(count: usize, name: &str) -> Result<Vec<
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(count).map_err(|e| {
         let bytes = count.saturating_mul(size_of::<T>());
-        let message = format!("needs {bytes} bytes of memory, which are not there ({e}); import it on a larger machine");
+        let message = format!(
+            "needs {bytes} bytes of memory, which are not there ({e}); import it on a larger machine"
+        );
         Error::new(ErrorKind::OutOfMemory, name, message).with_source(e)
     })?;
     zeros.resize(count, T::default());

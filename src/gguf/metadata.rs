@@ -81,10 +81,7 @@ impl Metadata {
     }
 
     /// An array of numbers, to be counted before anything is made of them: a byte of the file may be one.
-    pub fn numbers(
-        &self,
-        key: &str,
-    ) -> Result<Option<impl ExactSizeIterator<Item = Option<Number>> + '_>> {
+    pub fn numbers(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = Option<Number>> + '_>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.numbers().map(Some).ok_or_else(|| self.corrupt(key, value, "an array of numbers"))
     }

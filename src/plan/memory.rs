@@ -222,7 +222,8 @@ impl Counter<'_> {
         let [query, key] = self.heads();
         let shared = query != key;
         let masked = self.workload.batch > 1 || context > GPU_PREFILL_TOKENS as u64;
-        let repeated = query.saturating_mul(context).saturating_mul(2).saturating_mul(self.workload.batch as u64);
+        let repeated =
+            query.saturating_mul(context).saturating_mul(2).saturating_mul(self.workload.batch as u64);
         let heads = self.config.num_attention_heads as u64;
         match self.place {
             Place::Gpu if !masked => 0,
@@ -276,9 +277,8 @@ impl Counter<'_> {
         let bits = 8.0 * self.choice.weight_bytes as f64 / self.shape.weights() as f64;
         let bytes = |weights: usize| (weights as f64 * bits / 8.0) as u64;
         let lost = |bytes: u64| allocated(bytes) - bytes;
-        let of_each = |matrices: &[[usize; 2]]| {
-            sum(matrices.iter().map(|matrix| lost(bytes(count(&[*matrix])))))
-        };
+        let of_each =
+            |matrices: &[[usize; 2]]| sum(matrices.iter().map(|matrix| lost(bytes(count(&[*matrix])))));
         let layer = sum(self.shape.layer.iter().map(|group| match self.is_compressed() {
             true => of_each(group),
             false => lost(bytes(count(group))),

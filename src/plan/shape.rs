@@ -28,10 +28,11 @@ impl ModelShape {
     /// The weights of a model with `config`.
     pub fn of(config: &LlamaConfig) -> Self {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let [heads, kv_heads] =
-            [config.num_attention_heads, config.num_key_value_heads].map(|count| product([count, config.head_dim]));
+        let [heads, kv_heads] = [config.num_attention_heads, config.num_key_value_heads]
+            .map(|count| product([count, config.head_dim]));
         let tables = if config.tie_word_embeddings { 1 } else { 2 };
-        let attention_biases = if config.attention_bias { sum([heads, kv_heads, kv_heads, hidden]) } else { 0 };
+        let attention_biases =
+            if config.attention_bias { sum([heads, kv_heads, kv_heads, hidden]) } else { 0 };
         let mlp_biases = if config.mlp_bias { sum([wide, wide, hidden]) } else { 0 };
         let layers = config.num_hidden_layers;
         Self {
@@ -43,10 +44,7 @@ impl ModelShape {
             ],
             layers,
             tables: vec![[config.vocab_size, hidden]; tables],
-            others: sum([
-                product([layers, sum([hidden, hidden, attention_biases, mlp_biases])]),
-                hidden,
-            ]),
+            others: sum([product([layers, sum([hidden, hidden, attention_biases, mlp_biases])]), hidden]),
         }
     }
 

@@ -113,7 +113,10 @@ fn merges<'a>(source: &Source<'a>, scores: &[f64]) -> Result<Vec<[&'a str; 2]>> 
 }
 
 fn too_many_merges(source: &Source<'_>) -> Error {
-    let got = format!("{} tokens with more than {MOST_MERGE_BYTES} bytes of ways to join them", source.vocabulary.len());
+    let got = format!(
+        "{} tokens with more than {MOST_MERGE_BYTES} bytes of ways to join them",
+        source.vocabulary.len()
+    );
     let wanted = format!("less than that, as real vocabularies have, {CURE}");
     source.metadata.unsupported(TOKENS, got, &wanted)
 }

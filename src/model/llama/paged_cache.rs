@@ -140,7 +140,8 @@ impl PagedKvCache {
     pub fn reserve(&mut self) -> Result<()> {
         let taken = self.pages() - self.free_pages();
         if taken > 0 {
-            let message = format!("sequences have {taken} of its pages, wanted all of them free to reserve them");
+            let message =
+                format!("sequences have {taken} of its pages, wanted all of them free to reserve them");
             return Err(Error::invalid("key-value cache", message));
         }
         if self.device == Device::Cpu {

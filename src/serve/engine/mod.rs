@@ -128,9 +128,8 @@ impl Engine {
         let (engine, scheduler) = Self::assemble(model, setup);
         // Dropped last: when the handles hear of the end, the model's memory is free.
         let mut end = EndOfThread::new(Arc::clone(&engine.handle.shared));
-        let spawned = std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || end.is_now(scheduler.run()));
+        let spawned =
+            std::thread::Builder::new().name("engine".to_owned()).spawn(move || end.is_now(scheduler.run()));
         spawned.map_err(|error| Error::io("thread \"engine\"", error))?;
         Ok(engine)
     }

@@ -98,7 +98,10 @@ mod tests {
         assert_eq!(refused(|options| options.read_time = Duration::MAX), wanted("read"));
         assert_eq!(refused(|options| options.write_time = Duration::MAX), wanted("write"));
         assert_eq!(refused(|options| options.shutdown_time = Duration::MAX), wanted("shutdown"));
-        assert_eq!(refused(|options| options.max_new_tokens = Some(0)), "max new tokens: 0, wanted 1 or more");
+        assert_eq!(
+            refused(|options| options.max_new_tokens = Some(0)),
+            "max new tokens: 0, wanted 1 or more"
+        );
         let longest = ServerOptions { request_time: ServerOptions::MOST_TIME, ..usual() };
         assert!(longest.check().is_ok());
         // What is done with it: no clock ends there.

@@ -41,8 +41,7 @@ impl Order {
     async fn submit(self, server: Server, arrived: Instant, time: Duration) -> Result<Vec<Answer>, ApiError> {
         let deadline = arrived + time;
         let workers = server.workers().clone();
-        let submitting =
-            workers.run(deadline, move |asker| self.submit_blocking(&server, deadline, asker));
+        let submitting = workers.run(deadline, move |asker| self.submit_blocking(&server, deadline, asker));
         let submitted = submitting.await.map_err(|_| ApiError::out_of_time(time))?;
         submitted.map_err(|_| ApiError::internal("the request could not be taken"))?
     }

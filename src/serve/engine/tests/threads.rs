@@ -103,7 +103,8 @@ fn a_device_that_fails_again_and_again_ends_the_engine() {
         assert!(matches!(engine.submit(request("a", 1)), Err(Refusal::Broken)));
     }
     // Not with a success between, nor for what a request is to blame for or had no room.
-    for (kind, good_after) in [(ErrorKind::Cuda, 7), (ErrorKind::Corrupt, 100), (ErrorKind::OutOfMemory, 100)] {
+    for (kind, good_after) in [(ErrorKind::Cuda, 7), (ErrorKind::Corrupt, 100), (ErrorKind::OutOfMemory, 100)]
+    {
         let engine = failing(kind, 30, good_after);
         assert_eq!(wait(&mut engine.submit(request("a", 2)).unwrap()).text, alone("a", 2));
         assert_eq!(engine.state(), EngineState::Running);
