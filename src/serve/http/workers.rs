@@ -62,7 +62,6 @@ impl Workers {
 #[cfg(test)]
 mod tests {
     use std::future::Future;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{channel, Receiver, Sender};
     use std::sync::Mutex;
     use std::time::Duration;
@@ -119,24 +118,24 @@ mod tests {
     #[test]
     fn work_that_runs_learns_that_its_asker_has_left() {
         on_a_runtime(async {
-            let (workers, rounds) = (Workers::of(1), Arc::new(AtomicUsize::new(0)));
-            let counted = Arc::clone(&rounds);
+            let (workers, (began, begins), (told, tells)) = (Workers::of(1), channel(), channel());
             let work = move |asker: &Asker| {
-                while !asker.has_left() {
-                    counted.fetch_add(1, Ordering::Relaxed);
+                began.send(asker.has_left()).unwrap();
+                let start = Instant::now();
+                while !asker.has_left() && start.elapsed() < Duration::from_secs(60) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
+                told.send(asker.has_left()).unwrap();
             };
             let asked = tokio::spawn({
                 let workers = workers.clone();
                 async move { workers.run(far(), work).await }
             });
-            while rounds.load(Ordering::Relaxed) == 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+            assert!(!begins.recv().unwrap());
             asked.abort();
             // It has its worker until it ends.
             workers.run(far(), |_| ()).await.unwrap().unwrap();
+            assert!(tells.try_recv().unwrap());
         });
     }
 
