@@ -316,7 +316,7 @@ fn a_tensor_larger_than_the_memory_is_an_error() {
     gguf.tensor("token_embd.weight").dimensions = vec![8, 1 << 31];
     let file = gguf.write(parent.path());
     let holes = std::fs::File::options().write(true).open(&file).unwrap();
-    holes.set_len(holes.metadata().unwrap().len() + (8 * 4 << 31)).unwrap();
+    holes.set_len(holes.metadata().unwrap().len() + ((8 * 4) << 31)).unwrap();
     let limited = "ulimit -v 33554432 && exec \"$0\" import \"$1\" -o \"$2\"";
     let run = std::process::Command::new("sh")
         .args(["-c", limited, env!("CARGO_BIN_EXE_codecllm")])
