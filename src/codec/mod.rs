@@ -2,6 +2,8 @@
 //!
 //! Quantizing (lossy) is [`crate::quantize`]'s work; this module is exact. It knows no file: the container is
 //! [`crate::checkpoint`]'s.
+//!
+//! [`CompressedTensor`] does all of it; see its example.
 
 mod buffers;
 mod classes;

@@ -99,6 +99,8 @@ fn reason(docs: &str) -> Option<String> {
     let (before, _) = docs.split_once("; see its example.")?;
     let link = &before[before.rfind("[`")? + 2..];
     let (shown, rest) = link.split_once("`]")?;
-    let target = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')).map_or(shown, |(path, _)| path);
+    let path = rest.strip_prefix('(').and_then(|rest| rest.split(' ').next());
+    // `(super::encode())` says that the function is meant, where a module has the same name.
+    let target = path.map_or(shown, |path| path.trim_end_matches([',', ')', '(']));
     Some(target.to_owned())
 }
