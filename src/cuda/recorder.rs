@@ -10,16 +10,18 @@ use crate::error::Result;
 /// Records work on one stream of its own.
 ///
 /// ```no_run
-/// use codecllm::cuda::{self, Recorder};
+/// // Needs a GPU.
+/// use codecllm::cuda::{self, Recorder, Recording};
 /// use tch::{Device, Kind, Tensor};
 /// cuda::load()?;
 /// let from = Tensor::zeros([1 << 28], (Kind::Float, Device::Cuda(0)));
 /// let mut to = from.empty_like();
 /// let recorder = Recorder::new(0)?;
-/// let copy = recorder.record(|| {
+/// let copy: Recording = recorder.record(|| {
 ///     to.copy_(&from);
 ///     Ok(())
 /// })?;
+/// copy.replay()?; // warm
 /// println!("{} s", copy.replay_seconds()?);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
@@ -31,6 +33,8 @@ pub struct Recorder {
 
 /// Recorded work. The tensors that it reads and writes must outlive it: a replay goes to their memory, whoever owns that
 /// by then.
+///
+/// Made by a [`Recorder`]; see its example.
 #[derive(Debug)]
 pub struct Recording {
     device: &'static Device,
