@@ -125,6 +125,33 @@ const MUST_BE_OFF: &[&str] = &[
 ];
 
 impl LlamaConfig {
+    /// The settings of Llama-3.1-8B: a shape to plan for, or to fill with weights of one's own.
+    ///
+    /// Planned for by [`plan`](crate::plan::plan()); see its example.
+    pub fn llama_3_1_8b() -> Self {
+        Self {
+            vocab_size: 128_256,
+            hidden_size: 4096,
+            intermediate_size: 14336,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 8,
+            head_dim: 128,
+            max_position_embeddings: 131_072,
+            rms_norm_eps: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling: RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_context: 8192.0,
+            },
+            attention_bias: false,
+            mlp_bias: false,
+            tie_word_embeddings: false,
+        }
+    }
+
     /// Reads `config.json` in the model directory `dir`.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub fn complaint(api: &Api, items: &[Api], examples: &[Example]) -> Option<Strin
     let Some(target) = reason(&api.docs) else {
         return Some(format!("{}: has neither an example nor a reason", api.path));
     };
-    let shown = examples.iter().any(|example| is_of(example, &target, api.parent()) && example.shows(api));
+    let shown = examples.iter().any(|example| is_of(example, &target) && example.shows(api));
     (!shown).then(|| format!("{}: its reason names {target}, no example of which shows it", api.path))
 }
 
@@ -75,19 +75,15 @@ fn is_called(api: &Api, items: &[Api], examples: &[Example]) -> bool {
         let siblings = example.of.strip_prefix(&of.path).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         siblings
             || example.words.contains(of.name())
-            || target.as_ref().is_some_and(|target| is_of(example, target, of.parent()))
+            || target.as_ref().is_some_and(|target| is_of(example, target))
     };
     examples.iter().filter(about).any(|example| example.words.contains(api.name()))
 }
 
-/// Whether `example` is that of `target`: a file, or an item named in a link that stands with an item of `parent`.
-fn is_of(example: &Example, target: &str, parent: &str) -> bool {
-    let target = match target.strip_prefix("Self::") {
-        Some(name) => format!("{parent}::{name}"),
-        None => target.trim_start_matches("crate::").trim_start_matches("super::").to_owned(),
-    };
-    let target = if target == "Self" { parent } else { &target };
-    example.of == target || example.of.ends_with(&format!("::{target}"))
+/// Whether `example` is that of `target`: a file, or an item by its name, which rustdoc holds to be there.
+fn is_of(example: &Example, target: &str) -> bool {
+    let name = target.rsplit("::").next().unwrap_or(target);
+    example.of == target || example.of.rsplit("::").next() == Some(name)
 }
 
 /// What the reason in `docs` names: "...[`plan`]...; see its example." or "...; see `examples/chat.rs`."
