@@ -7,6 +7,7 @@ use std::path::Path;
 
 use codecllm::checkpoint::{compress, CheckpointWeights, CompressOptions, Reader};
 use codecllm::model::{BatchScores, KvCache, Llama, LlamaConfig, LogitsOf, PagedKvCache, PagedSequence};
+use codecllm::runtime::rss_bytes;
 use codecllm::{Error, ErrorKind};
 use serde_json::Value;
 use stories::{stories, Story};
@@ -360,4 +361,17 @@ fn wrong_uses_are_errors_and_change_nothing() {
         let error = PagedKvCache::new(model.config(), pages, Kind::Float, Device::Cpu).unwrap_err();
         assert_eq!((error.kind(), error.subject()), (ErrorKind::InvalidArgument, "key-value cache"));
     }
+}
+
+#[test]
+fn a_reserved_cache_takes_its_memory_at_once() {
+    let config = LlamaConfig::from_json(&wide_config().to_string(), "config.json").unwrap();
+    let page_bytes = PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu);
+    let pages = (64 << 20) / page_bytes + 1;
+    let mut cache = PagedKvCache::new(&config, pages, Kind::Float, Device::Cpu).unwrap();
+    // Other tests of this program take and free little beside it.
+    let before = rss_bytes().unwrap();
+    cache.reserve().unwrap();
+    let taken = rss_bytes().unwrap().saturating_sub(before) as f64 / cache.bytes() as f64;
+    assert!((0.8..1.5).contains(&taken), "{taken} of {} bytes", cache.bytes());
 }

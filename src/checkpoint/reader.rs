@@ -221,7 +221,8 @@ impl Reader {
             Tensor::f_empty(torch_shape(name, &entry.info.shape)?, (kind, Device::Cpu)).about(name)?;
         if entry.info.bytes > 0 {
             // SAFETY: `tensor` is a new contiguous CPU tensor of the header's shape and dtype, whose size in bytes
-            // `read_header` has checked to be `entry.info.bytes`; no one else holds it while the slice lives.
+            // `read_header` has checked to be `entry.info.bytes`; no one else holds it while the slice lives. What C++ allocated has some
+            // value in each byte as far as Rust knows, any value is a `u8`, and `fill` writes before it reads.
             let data =
                 unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), entry.info.bytes) };
             self.fill(name, entry, data, hasher)?;

@@ -58,7 +58,7 @@ struct EngineArgs {
     /// Most requests that wait for a place [default: 128]
     #[arg(long, value_name = "N")]
     max_queue: Option<usize>,
-    /// Tokens of all running requests together that there is memory for [default: a whole context for each of --max-batch, or less where memory is short]
+    /// Tokens of all running requests together that there is memory for, taken at the start [default: a whole context for each of --max-batch, or less where memory is short, taken as it is used]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     cache_tokens: Option<usize>,
     /// Tokens of a prompt that are read between two steps of the running answers [default: 512 on a GPU, 64 on a CPU]

@@ -39,7 +39,8 @@ pub struct Compiled {
 
 /// Compiles every kernel for one of [`ARCHITECTURES`], on rayon's threads.
 ///
-/// ```
+/// ```no_run
+/// // Takes two cores a minute.
 /// use codecllm::cuda::{compile_all, has_compiler, ARCHITECTURES};
 /// if has_compiler() {
 ///     for compiled in compile_all(ARCHITECTURES[3])? {

@@ -115,6 +115,12 @@ impl DenseLinear {
         Self::new(path, weight, bias)
     }
 
+    /// Whether the weights of `parts` lie one behind the other, so that [`DenseLinear::merge`] leaves them where they are.
+    pub(super) fn lie_side_by_side(parts: &[&Self]) -> bool {
+        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+        side_by_side(&weights).is_some()
+    }
+
     /// The versions of weight and bias.
     pub(super) fn versions(&self) -> Result<Vec<BufferVersion>> {
         [Some(&self.weight), self.bias.as_ref()]

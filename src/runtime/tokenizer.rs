@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// let ids = tokenizer.encode("once upon", true)?;
 /// assert_eq!((&ids[..], tokenizer.decode(&ids)?), (&[0, 1][..], "once upon".to_owned()));
 /// assert_eq!((tokenizer.vocab_size(), tokenizer.token_id("upon")), (3, Some(1)));
-/// assert_eq!(tokenizer.token_bytes(1)?, b"upon");
+/// assert_eq!(tokenizer.token_bytes(1)?, b" upon"); // with the space that it brings
 /// // As they come: what a token reads as depends on those before it.
 /// let mut stream = TextStream::after(&tokenizer, &ids[..1])?;
 /// assert_eq!((stream.push(ids[1])?, stream.finish()?), (" upon".to_owned(), String::new()));

@@ -113,7 +113,7 @@ impl KvCache {
     /// `InvalidArgument` unless there is one number a sequence, each below the capacity.
     pub fn with_left_padding(mut self, padding: &[usize]) -> Result<Self> {
         let wanted = self.padding.len();
-        if padding.len() != wanted || padding.iter().any(|&n| n as i64 >= self.capacity) {
+        if padding.len() != wanted || padding.iter().any(|&n| n >= self.capacity as usize) {
             return Err(Error::invalid(
                 "padding",
                 format!("{padding:?}, wanted {wanted} numbers below the capacity {}", self.capacity),

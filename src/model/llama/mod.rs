@@ -127,7 +127,8 @@ pub struct Llama {
 // SAFETY: what keeps the compiler from saying so itself is that tch's tensors are raw pointers. They are counted references to libtorch
 // tensors, whose counts are atomic and whose reading functions may run on several threads at once. `&self` only reads the weights: each
 // forward makes its own intermediate tensors, a key-value cache comes from the caller by `&mut`, scratch is of a thread, and what layers
-// remember (prepared weights, recorded passages) is behind locks. Writing to the weights through their VarStore while another thread is
+// remember (prepared weights, recorded passages) is behind locks; weights are laid side by side while the model is loaded, by whoever
+// alone has it, and nowhere else. Writing to the weights through their VarStore while another thread is
 // in a forward is as wrong here as for any tch module.
 unsafe impl Sync for Llama {}
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::cache_memory::CacheMemory;
 use super::kv_cache::cache_kind;
 use super::page_pool::PagePool;
 use super::paged_graphs::PagedGraphs;
@@ -124,7 +125,7 @@ impl PagedKvCache {
     /// A cache of `pages` free pages for a model with `config` in dtype `kind`.
     ///
     /// # Errors
-    /// `InvalidArgument` for no page or more than can be addressed, `Torch` if memory is short.
+    /// `InvalidArgument` for no page or more than can be addressed, `OutOfMemory` if there is no room, with what would fit.
     pub fn new(config: &LlamaConfig, pages: usize, kind: Kind, device: Device) -> Result<Self> {
         let most = i32::MAX as usize / Self::PAGE_TOKENS - 1;
         if pages == 0 || pages > most {
@@ -133,13 +134,34 @@ impl PagedKvCache {
         let (shape, kind) = (Shape::of(config), cache_kind(device, kind));
         let slots = (pages + spare_on(device)) * Self::PAGE_TOKENS;
         let size = [shape.kv_heads, slots, shape.head_dim].map(|n| n as i64);
-        let empty = || Tensor::f_empty(size, (kind, device)).about("key-value cache");
+        let token_bytes = shape.page_bytes(kind) / Self::PAGE_TOKENS;
+        let memory = CacheMemory { unit: "tokens", count: slots, unit_bytes: token_bytes, device };
+        let plane_bytes = slots.saturating_mul(token_bytes) / (2 * shape.layers).max(1);
+        let empty = |made: usize| {
+            let plane = Tensor::f_empty(size, (kind, device)).about("key-value cache");
+            plane.map_err(|error| memory.explain(error, made * plane_bytes))
+        };
         let mut layers = Vec::new();
-        for _ in 0..shape.layers {
-            layers.push(Planes { keys: empty()?, values: empty()? });
+        for layer in 0..shape.layers {
+            layers.push(Planes { keys: empty(2 * layer)?, values: empty(2 * layer + 1)? });
         }
         let pool = Arc::new(Mutex::new(PagePool::new(pages)));
         Ok(Self { layers, shape, kind, device, pool, graphs: None })
+    }
+
+    /// Takes the memory of all pages now, rather than as tokens come: what the process occupies does not grow later. On a GPU that
+    /// is so from the beginning. For a cache that holds nothing yet: what it holds is lost.
+    ///
+    /// # Errors
+    /// `Torch` where libtorch refuses to write.
+    pub fn reserve(&mut self) -> Result<()> {
+        if self.device == Device::Cpu {
+            for Planes { keys, values } in &mut self.layers {
+                let _ = keys.f_zero_().about("key-value cache")?;
+                let _ = values.f_zero_().about("key-value cache")?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that one page takes in a cache made with these arguments.

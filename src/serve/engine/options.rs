@@ -15,7 +15,8 @@ pub struct EngineOptions {
     /// Most requests that wait for a place; one more is refused with [`Refusal::QueueFull`](super::Refusal::QueueFull).
     pub max_queue: usize,
     /// Tokens that the key-value cache has room for, all requests together. `None` for `max_batch` times the model's context, or as much
-    /// less as half of the memory that is free holds. On a CPU pages take memory only once they are used.
+    /// less as half of the memory that is free holds; on a CPU, pages then take memory only once they are used. What is asked for here is
+    /// taken at the start, and refused where there is less.
     pub cache_tokens: Option<usize>,
     /// Most tokens of a prompt that are processed at once, between two decoding steps of the others: more are faster, and keep the others
     /// waiting longer. `None` for 512 on a GPU and 64 on a CPU.

@@ -5,7 +5,7 @@ use tch::Device;
 use super::options::{EngineOptions, ModelInfo};
 use super::paged_model::{PagedModel, Scores};
 use crate::cuda;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BatchScores, LlamaConfig, PagedKvCache, PagedSequence};
 use crate::nn::default_fused_rows;
 use crate::runtime::{available_bytes, Model};
@@ -30,7 +30,12 @@ impl PagedLlama {
             Some(tokens) => PagedKvCache::pages_for(tokens),
             None => default_pages(&model, options.max_batch, available_on(device)),
         };
-        let cache = PagedKvCache::new(config, pages, kind, device)?;
+        let mut cache = PagedKvCache::new(config, pages, kind, device)?;
+        if options.cache_tokens.is_some() {
+            reserve(&mut cache, device)?;
+        }
+        // Now rather than while others wait; and what it needs beside the cache is missed now.
+        model.llama().prepare_paged(options.max_batch, &mut cache)?;
         if device == Device::Cpu {
             // The fused path computes each row by itself, libtorch's multiplication of many rows does not.
             model.llama().set_fused_rows(default_fused_rows(kind).max(options.max_batch));
@@ -77,6 +82,21 @@ fn default_pages(model: &Model, max_batch: usize, available: Option<u64>) -> usi
     let one = PagedKvCache::pages_for(model.context());
     let affordable = available.map_or(usize::MAX, |bytes| (bytes / 2) as usize / page_bytes.max(1));
     one.saturating_mul(max_batch).min(affordable).max(one)
+}
+
+/// Takes the memory that was asked for at once: it should not be missing when the server is busy. The system would rather end the process
+/// than refuse it.
+fn reserve(cache: &mut PagedKvCache, device: Device) -> Result<()> {
+    let (needed, tokens) = (cache.bytes(), cache.pages() * PagedKvCache::PAGE_TOKENS);
+    match available_on(device) {
+        Some(free) if device == Device::Cpu && free < needed as u64 => {
+            let fit = free / (needed / tokens).max(1) as u64;
+            let message =
+                format!("needs {needed} bytes for {tokens} tokens, {free} are free: room for {fit} tokens");
+            Err(Error::new(ErrorKind::OutOfMemory, "cache-tokens", message))
+        }
+        _ => cache.reserve(),
+    }
 }
 
 /// Memory of `device` that is free, bytes, where that is known.
