@@ -15,7 +15,9 @@ fn root() -> &'static Path {
 fn every_public_item_has_an_example_or_a_reason() {
     let items = read(&root().join("src/lib.rs"));
     // What is reached through modules that are not public, too.
-    for path in ["plan::Memory::of", "runtime::Generator", "codec::Layout::ALL", "serve::engine::Engine::submit"] {
+    for path in
+        ["plan::Memory::of", "runtime::Generator", "codec::Layout::ALL", "serve::engine::Engine::submit"]
+    {
         assert!(items.iter().any(|api| api.path == path), "{path} was not found");
     }
     assert!(items.iter().all(|api| !api.path.starts_with("ops")), "`ops` is not public");
@@ -58,7 +60,9 @@ fn a_reason_names_an_example_that_shows_the_item() {
 fn a_method_is_shown_by_an_example_that_calls_it_on_its_type() {
     let report = item("report::Report", "", &["is_good"], false);
     let method = item("report::Report::is_good", "", &[], true);
-    let called = |of: &str, code: &str| complaint(&method, &[report.clone()], &[Example::new(of, code)]).is_none();
+    let called = |of: &str, code: &str| {
+        complaint(&method, std::slice::from_ref(&report), &[Example::new(of, code)]).is_none()
+    };
     assert!(called("report::Report", "assert!(report.is_good());"));
     assert!(called("README.md", "Report::new().is_good();"));
     assert!(!called("README.md", "pear.is_good();"), "of another type");

@@ -72,7 +72,9 @@ fn the_speed_is_within_three_percent_of_what_was_measured() {
     for (gpu, choice, batch, measured) in cases {
         // In the middle of the answer.
         let workload = Workload { context: 2048 / batch + 64, batch, kind: Kind::Half };
-        let speed = expected(&LlamaConfig::llama_3_1_8b(), &choice, &workload, &Machine::gpu(Some(gpu), None)).unwrap();
+        let speed =
+            expected(&LlamaConfig::llama_3_1_8b(), &choice, &workload, &Machine::gpu(Some(gpu), None))
+                .unwrap();
         let ratio = speed.tokens_per_second / measured;
         assert!((0.97..=1.03).contains(&ratio), "{gpu:?} {} batch {batch}: {ratio}", choice.name);
         assert_eq!(speed.basis, SpeedBasis::Measured);
@@ -82,7 +84,9 @@ fn the_speed_is_within_three_percent_of_what_was_measured() {
 #[test]
 fn a_device_that_was_never_measured_gets_a_bound() {
     let workload = Workload::default();
-    let speed = |machine: &Machine, choice: &Choice| expected(&LlamaConfig::llama_3_1_8b(), choice, &workload, machine);
+    let speed = |machine: &Machine, choice: &Choice| {
+        expected(&LlamaConfig::llama_3_1_8b(), choice, &workload, machine)
+    };
     let rtx = Machine::gpu(Some(Gpu::Rtx4090), None);
     let bound = speed(&rtx, &dense()).unwrap();
     assert_eq!(bound.basis, SpeedBasis::Bound);

@@ -60,7 +60,8 @@ pub fn read(root: &Path) -> Vec<Api> {
 impl Crate {
     /// The module `path` in `file`, whose own modules are in `folder`.
     fn add_file(&mut self, path: Definition, is_public: bool, file: &Path, folder: &Path) {
-        let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let text =
+            std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let parsed = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         for item in &parsed.items {
             let Item::Mod(module) = item else { continue };
@@ -172,7 +173,8 @@ impl Crate {
         let (name, module) = definition.split_last().expect("an item has a name");
         let of_name = |item: &&Item| named(item).is_some_and(|(it, ..)| it == *name);
         let item = self.modules[module].items.iter().find(of_name);
-        let item = item.unwrap_or_else(|| panic!("{} is shown as {shown_as}, and is no item", definition.join("::")));
+        let item = item
+            .unwrap_or_else(|| panic!("{} is shown as {shown_as}, and is no item", definition.join("::")));
         let (_, _, attributes) = named(item).expect("found by its name");
         let associated = self.associated.get(definition).map_or(&[][..], Vec::as_slice);
         let methods = associated.iter().map(|(name, _)| name.clone());
@@ -189,7 +191,11 @@ impl Crate {
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}::{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}::{name}")
+    }
 }
 
 fn is_public_item(visibility: &Visibility) -> bool {
@@ -248,11 +254,13 @@ fn parts(item: &Item) -> Vec<String> {
     match item {
         Item::Struct(it) => fields(&it.fields, false),
         Item::Enum(it) => {
-            let of = |variant: &syn::Variant| [vec![variant.ident.to_string()], fields(&variant.fields, true)];
+            let of =
+                |variant: &syn::Variant| [vec![variant.ident.to_string()], fields(&variant.fields, true)];
             it.variants.iter().flat_map(of).flatten().collect()
         }
         Item::Trait(it) => {
-            let methods = it.items.iter().filter_map(|it| if let TraitItem::Fn(it) = it { Some(it) } else { None });
+            let methods =
+                it.items.iter().filter_map(|it| if let TraitItem::Fn(it) = it { Some(it) } else { None });
             methods.map(|method| method.sig.ident.to_string()).collect()
         }
         _ => vec![],

@@ -42,8 +42,9 @@ fn add_words(tokens: TokenStream, words: &mut HashSet<String>) {
 /// The examples of all items, of the README and of the folder `examples`: those that a compiler sees.
 pub fn examples(items: &[Api], root: &Path) -> Vec<Example> {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();
-    let blocks =
-        |of: &str, text: &str| rust_blocks(text).iter().map(|code| Example::new(of, code)).collect::<Vec<_>>();
+    let blocks = |of: &str, text: &str| {
+        rust_blocks(text).iter().map(|code| Example::new(of, code)).collect::<Vec<_>>()
+    };
     let mut found: Vec<Example> = items.iter().flat_map(|api| blocks(&api.path, &api.docs)).collect();
     found.extend(blocks("README.md", &read(&root.join("README.md"))));
     let files = std::fs::read_dir(root.join("examples")).unwrap().map(|entry| entry.unwrap().path());
@@ -72,7 +73,8 @@ fn is_called(api: &Api, items: &[Api], examples: &[Example]) -> bool {
     let Some(of) = items.iter().find(|it| it.path == api.parent()) else { return false };
     let target = reason(&of.docs);
     let about = |example: &&Example| {
-        let siblings = example.of.strip_prefix(&of.path).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+        let siblings =
+            example.of.strip_prefix(&of.path).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         siblings
             || example.words.contains(of.name())
             || target.as_ref().is_some_and(|target| is_of(example, target))
