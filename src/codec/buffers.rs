@@ -88,7 +88,7 @@ impl Checksums {
 /// A compressed tensor in borrowed buffers whose sizes, offsets and counts have been checked.
 ///
 /// ```
-/// use codecllm::codec::{decompress_view, Checksums, CompressedTensor, EncodeOptions, Predictor, StepRule};
+/// use codecllm::codec::{decompress_view, Checksums, CompressedTensor, EncodeOptions, Predictor, StepRule, TileSections};
 /// use tch::{Device, Kind, Tensor};
 /// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
 /// let compressed = CompressedTensor::compress("w", &weight, StepRule::Step(0.1), EncodeOptions::default())?;
@@ -98,6 +98,9 @@ impl Checksums {
 /// assert_eq!((view.subject(), view.scales()?.len(), view.header.scale_count()), ("w", 1, 1));
 /// assert_eq!(view.frequency_tables()?.len(), view.header.table_count);
 /// assert_eq!((view.tile_header(0)?.predictor, view.tile_header(0)?.offset), (Predictor::None, 0));
+/// let sections: TileSections = view.tile_sections(0)?; // states, words, raw bits, escapes
+/// assert_eq!(sections.words.len(), 2 * sections.lengths.iter().sum::<usize>());
+/// assert_eq!(sections.escapes().count(), usize::from(sections.header.escapes));
 /// assert_eq!(decompress_view(&view)?, compressed.decompress()?);
 /// *buffers.payload.last_mut().unwrap() ^= 1;
 /// assert!(buffers.view("w")?.verify_checksum().is_err());
@@ -220,7 +223,7 @@ impl<'a> View<'a> {
     }
 
     /// The checked payload sections of the tile at `index`.
-    pub(crate) fn tile_sections(&self, index: usize) -> Result<TileSections<'a>> {
+    pub fn tile_sections(&self, index: usize) -> Result<TileSections<'a>> {
         let tile_header = self.tile_header(index)?;
         let start = tile_header.offset as usize * PAYLOAD_ALIGN_BYTES;
         let end = if index + 1 < self.header.grid.tile_count() {

@@ -140,6 +140,8 @@ impl TileHeader {
 }
 
 /// The checked sections of one tile's payload.
+///
+/// Given by a [`View`](super::View); see its example.
 #[derive(Clone, Debug)]
 pub struct TileSections<'a> {
     /// The tile's header.
@@ -159,7 +161,7 @@ pub struct TileSections<'a> {
 impl<'a> TileSections<'a> {
     /// Splits `payload`, the bytes from the tile's offset to the next tile's, and checks that they are exactly
     /// what the header and the lane lengths say.
-    pub fn split(
+    pub(super) fn split(
         tile_header: TileHeader,
         header: &Header,
         tile: &Tile,
@@ -236,7 +238,7 @@ impl<'a> TileSections<'a> {
     }
 
     /// Bytes of the escapes, positions and values.
-    pub fn escape_bytes(&self) -> usize {
+    pub(crate) fn escape_bytes(&self) -> usize {
         self.escape_positions.len() + self.escape_values.len()
     }
 

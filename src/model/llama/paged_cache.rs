@@ -48,6 +48,7 @@ use crate::ops::transformer::{CachePlanes, PageTable};
 /// let llama = Llama::load(&vs.root(), &config, &Random)?; // `Random` weights as in the example of `Llama`
 /// let mut cache = PagedKvCache::new(&config, 20, Kind::Float, Device::Cpu)?;
 /// assert_eq!(cache.bytes(), 20 * PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu));
+/// cache.reserve()?; // its memory now, rather than as tokens come
 /// llama.prepare_paged(PagedKvCache::MOST_SEQUENCES, &mut cache)?; // on a GPU the first steps would wait for it
 /// let (mut one, mut two) = (cache.sequence(100).unwrap(), cache.sequence(500).unwrap());
 /// assert!(one.is_empty() && one.capacity() >= 100 && PagedKvCache::pages_for(100) == 100usize.div_ceil(PagedKvCache::PAGE_TOKENS));
