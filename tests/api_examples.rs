@@ -51,6 +51,7 @@ fn a_reason_names_an_example_that_shows_the_item() {
     assert_eq!(said_of("Figures. Made by [`make`];\nsee its example."), None);
     assert_eq!(said_of("Figures. Made by [`make`](super::report::make); see its example."), None);
     assert!(said_of("Figures. Made by [`other`]; see its example.").unwrap().contains("other"));
+    assert!(said_of("```no_run\nmake();\n```").unwrap().contains("does not say why"));
     let unrelated = item("report::Other", "Made by [`make`]; see its example.", &["bits"], false);
     let example = Example::new("report::make", "assert!(make().is_good());");
     assert!(complaint(&unrelated, &[], &[example]).unwrap().contains("no example of which shows it"));
@@ -72,5 +73,7 @@ fn a_method_is_shown_by_an_example_that_calls_it_on_its_type() {
 #[test]
 fn only_what_a_reader_sees_of_rust_is_an_example() {
     let text = "```no_run\na();\n# hidden();\n#[b]\n```\ntext\n```text\nc\n```\n```ignore\nd();\n```\n```\ne();\n```";
-    assert_eq!(markdown::rust_blocks(text), ["a();\n#[b]\n", "e();\n"]);
+    let blocks = markdown::rust_blocks(text);
+    assert_eq!(blocks.iter().map(|block| &*block.code).collect::<Vec<_>>(), ["a();\n#[b]\n", "e();\n"]);
+    assert_eq!([blocks[0].no_run, blocks[1].no_run], [true, false]);
 }

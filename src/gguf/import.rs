@@ -65,6 +65,7 @@ pub struct ImportReport {
 /// Imports the GGUF file `file` into the new Hugging Face directory `out`, which appears when it is complete.
 ///
 /// ```no_run
+/// // Needs a GGUF file.
 /// use codecllm::gguf::{import, ImportOptions};
 /// let report = import("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2", &ImportOptions::default(), &mut |_| {})?;
 /// println!("{} tensors in {}", report.tensors, report.dtype);

@@ -3,17 +3,27 @@
 /// What stands in ``` after the first of them that is not Rust for rustdoc.
 const OTHER: [&str; 7] = ["text", "ignore", "json", "toml", "sh", "python", "html"];
 
-/// The blocks of Rust in `text`, without the lines that rustdoc hides.
-pub fn rust_blocks(text: &str) -> Vec<String> {
-    let (mut blocks, mut open): (Vec<String>, Option<Option<String>>) = (Vec::new(), None);
+/// A block of Rust.
+#[derive(Debug, Default, PartialEq)]
+pub struct Block {
+    /// Without the lines that rustdoc hides.
+    pub code: String,
+    /// Whether it is compiled only.
+    pub no_run: bool,
+}
+
+/// The blocks of Rust in `text`.
+pub fn rust_blocks(text: &str) -> Vec<Block> {
+    let (mut blocks, mut open): (Vec<Block>, Option<Option<Block>>) = (Vec::new(), None);
     for line in text.lines().map(str::trim) {
         match (line.strip_prefix("```"), open.as_mut()) {
             (Some(_), Some(_)) => blocks.extend(open.take().flatten()),
             (Some(tags), None) => {
-                let rust = !tags.split([',', ' ']).any(|tag| OTHER.contains(&tag));
-                open = Some(rust.then(String::new));
+                let tags: Vec<&str> = tags.split([',', ' ']).collect();
+                let rust = !tags.iter().any(|tag| OTHER.contains(tag));
+                open = Some(rust.then(|| Block { no_run: tags.contains(&"no_run"), ..Block::default() }));
             }
-            (None, Some(Some(block))) if !is_hidden(line) => block.extend([line, "\n"]),
+            (None, Some(Some(block))) if !is_hidden(line) => block.code.extend([line, "\n"]),
             _ => {}
         }
     }

@@ -42,8 +42,8 @@ fn add_words(tokens: TokenStream, words: &mut HashSet<String>) {
 /// The examples of all items, of the README and of the folder `examples`: those that a compiler sees.
 pub fn examples(items: &[Api], root: &Path) -> Vec<Example> {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();
-    let blocks = |of: &str, text: &str| {
-        rust_blocks(text).iter().map(|code| Example::new(of, code)).collect::<Vec<_>>()
+    let blocks = |of: &str, text: &str| -> Vec<Example> {
+        rust_blocks(text).iter().map(|block| Example::new(of, &block.code)).collect()
     };
     let mut found: Vec<Example> = items.iter().flat_map(|api| blocks(&api.path, &api.docs)).collect();
     found.extend(blocks("README.md", &read(&root.join("README.md"))));
@@ -57,6 +57,9 @@ pub fn examples(items: &[Api], root: &Path) -> Vec<Example> {
 
 /// What is wrong with the documentation of `api`, if anything is.
 pub fn complaint(api: &Api, items: &[Api], examples: &[Example]) -> Option<String> {
+    if rust_blocks(&api.docs).iter().any(|block| block.no_run && !block.code.starts_with("// ")) {
+        return Some(format!("{}: its example does not run, and its first line does not say why", api.path));
+    }
     let own = |example: &Example| example.of == api.path;
     if examples.iter().any(own) || (api.is_associated && is_called(api, items, examples)) {
         return None;
