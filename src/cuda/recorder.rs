@@ -10,19 +10,21 @@ use crate::error::Result;
 /// Records work on one stream of its own.
 ///
 /// ```no_run
-/// use codecllm::cuda::{self, Recorder};
+/// // Needs a GPU.
+/// use codecllm::cuda::{self, Recorder, Recording};
 /// use tch::{Device, Kind, Tensor};
 /// cuda::load()?;
 /// let from = Tensor::zeros([1 << 28], (Kind::Float, Device::Cuda(0)));
 /// let mut to = from.empty_like();
 /// let recorder = Recorder::new(0)?;
 /// // SAFETY: the work allocates nothing, and `from` and `to` live until after the last replay.
-/// let copy = unsafe {
+/// let copy: Recording = unsafe {
 ///     recorder.record(|| {
 ///         to.copy_(&from);
 ///         Ok(())
 ///     })?
 /// };
+/// copy.replay()?; // warm
 /// println!("{} s", copy.replay_seconds()?);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
@@ -33,6 +35,8 @@ pub struct Recorder {
 }
 
 /// Recorded work: a replay goes to the memory of the tensors that it read and wrote, see [`Recorder::record`].
+///
+/// Made by a [`Recorder`]; see its example.
 #[derive(Debug)]
 pub struct Recording {
     device: &'static Device,

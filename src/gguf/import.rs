@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 use crate::model::LlamaConfig;
 
 /// How to import.
+///
+/// Given to [`import`]; see its example.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
     /// The dtype to write: `Half`, `BFloat16` or `Float`. Without one it is that of the file's matrices where all are F32 or all are
@@ -34,6 +36,8 @@ pub struct ImportOptions {
 }
 
 /// What was imported.
+///
+/// Made by [`import`]; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImportReport {
     /// PyTorch's name of the dtype written: `float16`, `bfloat16` or `float32`.
@@ -61,6 +65,7 @@ pub struct ImportReport {
 /// Imports the GGUF file `file` into the new Hugging Face directory `out`, which appears when it is complete.
 ///
 /// ```no_run
+/// // Needs a GGUF file.
 /// use codecllm::gguf::{import, ImportOptions};
 /// let report = import("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2", &ImportOptions::default(), &mut |_| {})?;
 /// println!("{} tensors in {}", report.tensors, report.dtype);

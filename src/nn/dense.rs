@@ -14,7 +14,7 @@ use crate::ops::transformer::{embedding, Launcher};
 /// let weight = tch::Tensor::from_slice(&[1f32, 2.0]).view([1, 2]);
 /// let linear = DenseLinear::new("fc.weight", weight, None)?;
 /// let y = linear.try_forward(&tch::Tensor::from_slice(&[3f32, 4.0]))?;
-/// assert_eq!((y.double_value(&[0]), linear.weight_bytes()), (11.0, 8));
+/// assert_eq!((y.double_value(&[0]), linear.weight_bytes(), linear.shape()), (11.0, 8, [1, 2]));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -148,6 +148,8 @@ impl Module for DenseLinear {
 }
 
 /// An ordinary embedding table `[vocab, hidden]`.
+///
+/// One of the two kinds of an [`Embedding`](super::Embedding); see its example.
 #[derive(Debug)]
 pub struct DenseEmbedding {
     tensor_path: String,

@@ -30,6 +30,15 @@ use crate::ops::transformer::Launcher;
 /// let y = Tensor::zeros([2, 48], (Kind::Float, Device::Cpu));
 /// both.forward_into(&x, &y)?;
 /// assert_eq!(y, Tensor::cat(&[key.try_forward(&x)?, value.try_forward(&x)?], 1));
+/// assert_eq!((key.shape(), value.shape()), ([16, 64], [32, 64]));
+/// assert!(value.weight_bytes() < 4 * 32 * 64);
+/// // Both weights, one below the other; what many rows are multiplied with, and with no row fused all.
+/// let weights = Tensor::zeros([48, 64], (Kind::Float, Device::Cpu));
+/// both.decode_into(&weights)?;
+/// both.set_fused_rows(0);
+/// value.set_fused_rows(0); // the same: it shares its weight
+/// both.forward_into(&x, &y)?;
+/// assert!(y.allclose(&x.linear(&weights, None::<&Tensor>), 1e-4, 1e-4, false));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

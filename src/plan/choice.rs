@@ -19,6 +19,8 @@ const LOSSLESS_BF16_BITS: f64 = 10.728;
 const LOSSLESS_FP16_BITS: f64 = 13.708;
 
 /// How a model's matrices lie in memory.
+///
+/// Given to [`plan`](super::plan()); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Coding {
@@ -31,6 +33,8 @@ pub enum Coding {
 }
 
 /// Where a size comes from.
+///
+/// Given to [`plan`](super::plan()); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
@@ -43,6 +47,8 @@ pub enum Basis {
 }
 
 /// A model's weights in one form.
+///
+/// Given to [`plan`](super::plan()); see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Choice {
     /// `dense`, a preset of `codecllm compress`, or `as it is`.
@@ -80,6 +86,8 @@ impl Choice {
 /// `dense` and every preset of a model of `shape` that computes in `kind`, without looking at its weights: what they took in other
 /// models, and what sizes are held to. `dtype` is the checkpoint's, which `lossless` depends on; BF16 where it is not known. Of an FP32
 /// checkpoint `lossless` is left out: what it takes only the weights tell.
+///
+/// What [`plan`](super::plan()) is given; see its example.
 pub fn estimates(shape: &ModelShape, kind: Kind, dtype: Option<SourceDtype>) -> Vec<Choice> {
     let of = |name: &str, target: Target| {
         let (coding, bits) = match (target, dtype) {
@@ -96,6 +104,19 @@ pub fn estimates(shape: &ModelShape, kind: Kind, dtype: Option<SourceDtype>) -> 
 }
 
 /// As [`estimates`], with the sizes that [`checkpoint::stats`](crate::checkpoint::stats()) found on samples of this model.
+///
+/// ```no_run
+/// // Needs a model.
+/// use codecllm::checkpoint::{stats, CompressOptions};
+/// use codecllm::model::LlamaConfig;
+/// use codecllm::plan::{sampled, stored, ModelShape};
+/// let shape = ModelShape::of(&LlamaConfig::from_dir("model")?);
+/// let choices = match stored("model", tch::Kind::Half)? {
+///     (Some(compressed), _) => vec![compressed], // there is nothing to choose
+///     (None, _) => sampled(&shape, tch::Kind::Half, &stats("model", &CompressOptions::default(), &mut |_| {})?),
+/// };
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn sampled(shape: &ModelShape, kind: Kind, stats: &StatsReport) -> Vec<Choice> {
     let of = |point: &crate::checkpoint::CurvePoint| {
         let coding = if point.choice == "lossless" { Coding::Exact } else { Coding::Grid };
@@ -110,6 +131,8 @@ pub fn sampled(shape: &ModelShape, kind: Kind, stats: &StatsReport) -> Vec<Choic
 
 /// The weights of the model directory `dir` as they would be loaded to compute in `kind`, if it is compressed; else `None`. With it the
 /// dtype of what is not compressed. Reads headers only.
+///
+/// Asked before [`sampled`]; see its example.
 ///
 /// # Errors
 /// What [`LlamaConfig::from_dir`] and [`Reader::open`](crate::checkpoint::Reader::open) report.

@@ -30,6 +30,8 @@ const CPU_LIBRARY_BYTES: u64 = 157_000_000;
 const TABLE_BYTES: u64 = 64 << 10;
 
 /// What is to be generated.
+///
+/// Counted by [`Memory`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Tokens of each sequence, prompt and answer together. The prompt may be as long.
@@ -51,15 +53,14 @@ impl Default for Workload {
 ///
 /// ```
 /// use codecllm::{model::LlamaConfig, plan::{estimates, Memory, ModelShape, Place, Workload}};
-/// let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-///     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
-/// let config = LlamaConfig::from_json(json, "config.json")?;
+/// let config = LlamaConfig::llama_3_1_8b();
 /// let dense = &estimates(&ModelShape::of(&config), tch::Kind::Half, None)[0];
 /// let workload = Workload { context: 1000, batch: 3, ..Workload::default() };
 /// let memory = Memory::of(&config, dense, &workload, Place::Gpu);
-/// // Keys and values, two layers, two heads of 16, FP16.
-/// assert_eq!(memory.cache_bytes, 2 * 2 * 2 * 16 * 2 * 1000 * 3);
-/// # Ok::<(), codecllm::Error>(())
+/// // Keys and values, 32 layers, eight heads of 128, FP16.
+/// assert_eq!(memory.cache_bytes, 2 * 32 * 8 * 128 * 2 * 1000 * 3);
+/// assert!(memory.total() > memory.weight_bytes + memory.cache_bytes);
+/// assert_eq!(memory.total_without_context(), memory.total() - memory.context_bytes);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {

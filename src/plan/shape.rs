@@ -11,6 +11,8 @@ use crate::model::LlamaConfig;
 /// let shape = ModelShape::of(&LlamaConfig::from_json(json, "config.json")?);
 /// // Embedding; q, k, v and o, gate, up and down of two layers; five norms.
 /// assert_eq!(shape.weights(), 100 * 64 + 2 * (3 * 64 * 64 + 3 * 64 * 128) + 5 * 64);
+/// assert_eq!(shape.matrix_weights(), shape.weights() - 5 * 64);
+/// assert_eq!(shape.step_weights(), shape.matrix_weights()); // the embedding is the head, too
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
 //! What the process occupies in memory, as the operating system counts it.
 
 /// The most memory the process has had resident so far, bytes. `None` where the system does not say.
+///
+/// Beside [`rss_bytes`]; see its example.
 pub fn peak_rss_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }

@@ -1,4 +1,6 @@
 //! From a model directory to text: loading, tokens, chat, sampling, generation, memory figures.
+//!
+//! [`Generator`] does all of it; see its example.
 
 #[cfg(feature = "serve")]
 mod cgroup;

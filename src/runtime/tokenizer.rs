@@ -7,13 +7,19 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The tokenizer of a model, from its `tokenizer.json`.
 ///
-/// ```no_run
+/// ```
 /// use codecllm::runtime::{TextStream, Tokenizer};
-/// let tokenizer = Tokenizer::from_dir("model")?;
-/// let ids = tokenizer.encode("Once upon a time", true)?;
-/// assert_eq!(tokenizer.decode(&ids)?, "Once upon a time");
-/// let mut stream = TextStream::after(&tokenizer, &ids)?;
-/// print!("{}", stream.push(29892)?);
+/// // One of three words; `Tokenizer::from_dir` reads that of a model.
+/// let json = r#"{"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+///     "model": {"type": "WordLevel", "vocab": {"once": 0, "upon": 1, "?": 2}, "unk_token": "?"}}"#;
+/// let tokenizer = Tokenizer::from_bytes(json.as_bytes(), "tokenizer.json")?;
+/// let ids = tokenizer.encode("once upon", true)?;
+/// assert_eq!((&ids[..], tokenizer.decode(&ids)?), (&[0, 1][..], "once upon".to_owned()));
+/// assert_eq!((tokenizer.vocab_size(), tokenizer.token_id("upon")), (3, Some(1)));
+/// assert_eq!(tokenizer.token_bytes(1)?, b" upon"); // with the space that it brings
+/// // As they come: what a token reads as depends on those before it.
+/// let mut stream = TextStream::after(&tokenizer, &ids[..1])?;
+/// assert_eq!((stream.push(ids[1])?, stream.finish()?), (" upon".to_owned(), String::new()));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -112,6 +118,8 @@ fn tokenizer_error(subject: &str, error: tokenizers::Error) -> Error {
 ///
 /// What a token reads as depends on the tokens before it, so a window of them is decoded with and without the
 /// new one; the difference is the new text.
+///
+/// Fed from a [`Tokenizer`]; see its example.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,

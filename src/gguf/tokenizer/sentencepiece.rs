@@ -11,8 +11,8 @@ use crate::gguf::value::Number;
 use crate::gguf::vocabulary::{TokenKind, CURE, TOKENS};
 
 const SCORES: &str = "tokenizer.ggml.scores";
-/// Most bytes that all merges may take together, [`PAIR_BYTES`] each and their text. Those of 256,000 tokens of a real vocabulary take a
-/// third of it; 512 that are each other's parts can take as much.
+/// Most bytes that all merges may take together, [`PAIR_BYTES`] each and their text: 28 times what those of Llama 2's 32,000 tokens do,
+/// and not much more than those of 512 tokens that are each other's parts.
 const MOST_MERGE_BYTES: usize = 64 << 20;
 /// What a merge takes beside its text, at least.
 const PAIR_BYTES: usize = 32;

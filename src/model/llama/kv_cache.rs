@@ -27,7 +27,12 @@ use crate::ops::transformer::CachePlanes;
 /// let config = LlamaConfig::from_json(json, "config.json")?;
 /// let cache = KvCache::new(&config, 3, 100, Kind::Half, Device::Cpu)?;
 /// // Keys and values, two layers, three sequences, two heads of 16, FP32.
-/// assert_eq!((cache.len(), cache.bytes()), (0, 2 * 2 * 3 * 2 * 16 * 100 * 4));
+/// assert_eq!((cache.capacity(), cache.bytes()), (100, 2 * 2 * 3 * 2 * 16 * 100 * 4));
+/// // Prompts of 7, 4 and 7 tokens.
+/// let mut cache = cache.with_left_padding(&[0, 3, 0])?;
+/// // llama.prefill(&ids, &mut cache)?; and to begin anew:
+/// cache.truncate(0);
+/// assert!(cache.is_empty() && cache.len() == 0);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

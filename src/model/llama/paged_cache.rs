@@ -21,19 +21,45 @@ use crate::ops::transformer::{CachePlanes, PageTable};
 /// As in a [`KvCache`](super::KvCache), keys and values are FP32 on the CPU, and memory is touched, and so taken, only as tokens
 /// come.
 ///
-/// ```no_run
-/// # use codecllm::model::PagedKvCache;
-/// # use codecllm::runtime::{LoadOptions, Model};
-/// # use tch::{Device, Kind};
-/// let model = Model::load("model", &LoadOptions::default())?;
-/// let llama = model.llama();
-/// let mut cache = PagedKvCache::new(llama.config(), 64, Kind::Float, Device::Cpu)?;
+/// ```
+/// use codecllm::model::{BatchScores, Llama, LlamaConfig, PagedKvCache};
+/// use tch::{nn, Device, Kind};
+/// # use codecllm::checkpoint::WeightSource;
+/// # use codecllm::nn::{DenseEmbedding, DenseLinear, Embedding, Linear};
+/// # use codecllm::Result;
+/// # use tch::Tensor;
+/// # struct Random;
+/// # impl WeightSource for Random {
+/// #     fn linear(&self, vs: &nn::Path<'_>, shape: [usize; 2], _bias: bool) -> Result<Linear> {
+/// #         Ok(Linear::Dense(DenseLinear::new("linear", self.tensor(vs, &shape)?, None)?))
+/// #     }
+/// #     fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding> {
+/// #         Ok(Embedding::Dense(DenseEmbedding::new("table", self.tensor(vs, &shape)?)?))
+/// #     }
+/// #     fn tensor(&self, vs: &nn::Path<'_>, shape: &[usize]) -> Result<Tensor> {
+/// #         let shape: Vec<i64> = shape.iter().map(|&length| length as i64).collect();
+/// #         Ok(vs.var("weight", &shape, nn::Init::Randn { mean: 0.0, stdev: 0.2 }).detach())
+/// #     }
+/// # }
+/// # let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+/// #     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+/// # let config = LlamaConfig::from_json(json, "config.json")?;
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let llama = Llama::load(&vs.root(), &config, &Random)?; // `Random` weights as in the example of `Llama`
+/// let mut cache = PagedKvCache::new(&config, 20, Kind::Float, Device::Cpu)?;
+/// assert_eq!(cache.bytes(), 20 * PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu));
+/// cache.reserve()?; // its memory now, rather than as tokens come
+/// llama.prepare_paged(PagedKvCache::MOST_SEQUENCES, &mut cache)?; // on a GPU the first steps would wait for it
 /// let (mut one, mut two) = (cache.sequence(100).unwrap(), cache.sequence(500).unwrap());
-/// let first = llama.prefill_paged(&[1, 9038, 2501], &mut one, &mut cache)?.likeliest()?[0];
-/// let second = llama.prefill_paged(&[1, 4335], &mut two, &mut cache)?.likeliest()?[0];
-/// let scores = llama.decode_paged(&[first, second], &mut [&mut one, &mut two], &mut cache)?;
+/// assert!(one.is_empty() && one.capacity() >= 100 && PagedKvCache::pages_for(100) == 100usize.div_ceil(PagedKvCache::PAGE_TOKENS));
+/// assert!((cache.pages(), cache.free_pages()) == (20, 0) && cache.sequence(1).is_none());
+/// let first = llama.prefill_paged(&[1, 90, 25], &mut one, &mut cache)?.likeliest()?[0];
+/// let second = llama.prefill_paged(&[1, 43], &mut two, &mut cache)?.likeliest()?[0];
+/// let scores: BatchScores = llama.decode_paged(&[first, second], &mut [&mut one, &mut two], &mut cache)?;
+/// assert_eq!((scores.rows(), scores.logits(1)?.len(), one.len(), two.len()), (2, 100, 4, 3));
 /// println!("{:?}", scores.likeliest()?);
 /// cache.release(one);
+/// assert_eq!(cache.free_pages(), 4);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -101,9 +127,13 @@ fn spare_on(device: Device) -> usize {
 
 impl PagedKvCache {
     /// Tokens of a page.
+    ///
+    /// A [`PagedKvCache`] counts in it; see its example.
     pub const PAGE_TOKENS: usize = 32;
 
     /// Most sequences that [`Llama::decode_paged`](super::Llama::decode_paged) takes at once.
+    ///
+    /// What a step over a [`PagedKvCache`] takes; see its example.
     pub const MOST_SEQUENCES: usize = 64;
 
     /// A cache of `pages` free pages for a model with `config` in dtype `kind`.
@@ -295,6 +325,8 @@ impl PagedKvCache {
 }
 
 /// One sequence's pages in a [`PagedKvCache`], and how many tokens they hold. Dropped, it gives them back.
+///
+/// Given by a [`PagedKvCache`]; see its example.
 #[derive(Debug)]
 pub struct PagedSequence {
     pool: Arc<Mutex<PagePool>>,

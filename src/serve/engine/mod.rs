@@ -12,6 +12,8 @@
 //! multiplies (dense weights) or kernels are chosen by the number of rows (a GPU), a row's last bits may depend on how many rows there
 //! are; then greedy answers are those alone but for places where two tokens are equally likely to within such bits. Sampling uses the
 //! random numbers of the request's own seed.
+//!
+//! [`Engine`] is that thread; see its example.
 
 mod answer;
 mod figures;
@@ -50,20 +52,33 @@ use crate::runtime::{rss_bytes, Continuation, Generator, Language, Prompt, Promp
 /// taken and ends when the last handle is dropped.
 ///
 /// ```no_run
+/// // Needs a model.
+/// use std::time::Duration;
 /// use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
-/// use codecllm::serve::engine::{Engine, EngineOptions, Event, Request};
+/// use codecllm::serve::engine::{Answer, Engine, EngineOptions, EngineState, Event, Refusal, Request};
 /// let generator = Generator::open("model", &LoadOptions::default())?;
-/// let engine = Engine::start(generator, EngineOptions::default())?;
+/// let engine = Engine::start(generator, EngineOptions { max_batch: 8, ..EngineOptions::default() })?;
 /// let prompt = Prompt::Text("Once upon a time".to_owned());
-/// let mut answer = engine.submit(Request::new(prompt, GenerateOptions::default())).unwrap();
-/// while let Some(event) = answer.next_blocking() {
+/// assert!(engine.encode(&prompt)?.len() <= engine.model_info().max_prompt_tokens());
+/// let request = Request { logprobs: Some(2), ..Request::new(prompt, GenerateOptions::default()) };
+/// let mut answer: Answer = match engine.submit(request) {
+///     Ok(answer) => answer,
+///     Err(Refusal::QueueFull { .. }) => return Ok(()), // later
+///     Err(refusal) => panic!("{refusal}"),
+/// };
+/// while let Some(event) = answer.next_blocking() { // or `next().await`
 ///     match event {
-///         Event::Token { text, .. } => print!("{text}"),
+///         Event::Token { text, logprobs, .. } => print!("{text} ({:?}) ", logprobs.map(|of| of.chosen.logprob)),
 ///         Event::Ended { text, usage, .. } => println!("{text}\n{} tokens", usage.completion_tokens),
 ///         Event::Failed(error) => eprintln!("{error}"),
 ///         Event::Started { .. } => (),
 ///     }
 /// }
+/// let stats = engine.stats();
+/// assert!(stats.state == EngineState::Running && stats.requests.failed == 0);
+/// println!("{} s to the first token", stats.time_to_first_token.sum / stats.time_to_first_token.count as f64);
+/// engine.begin_shut_down(Duration::from_secs(5)); // takes no more
+/// engine.shut_down(Duration::from_secs(5)); // and waits for its end
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug)]

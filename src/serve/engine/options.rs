@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 use crate::model::PagedKvCache;
 
 /// How much an engine takes on at once.
+///
+/// Given to an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Most requests that are answered at once: rows of a decoding step, [`PagedKvCache::MOST_SEQUENCES`] at most.
@@ -46,6 +48,8 @@ impl EngineOptions {
 }
 
 /// What an engine can do, fixed when it starts.
+///
+/// Said by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelInfo {
     /// Most tokens of prompt and answer together.

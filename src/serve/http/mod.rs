@@ -44,6 +44,8 @@ use crate::error::Result;
 /// | `GET /metrics`, `GET /stats` | the engine's figures, for Prometheus and as JSON |
 /// | `GET /` | a page to chat in |
 ///
+/// Beside an application's own routes; see `examples/serve_app.rs`.
+///
 /// # Errors
 /// What [`ServerOptions`] contradict themselves in.
 pub fn router(engine: Engine, options: ServerOptions) -> Result<Router> {
