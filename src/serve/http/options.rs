@@ -39,7 +39,13 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// Most that any of the times may be, thirty years: a clock's end is not far behind what a [`Duration`] can say.
+    /// Most that any of the times may be, thirty years: the end of a clock is nearer than what a [`Duration`] can say.
+    ///
+    /// ```
+    /// use codecllm::serve::ServerOptions;
+    /// let options = ServerOptions { request_time: ServerOptions::MOST_TIME, ..ServerOptions::new("my-model") };
+    /// assert!(options.read_time < ServerOptions::MOST_TIME);
+    /// ```
     pub const MOST_TIME: Duration = Duration::from_secs(1_000_000_000);
 
     /// The defaults for a server on the loopback device whose model is called `model_id`.
