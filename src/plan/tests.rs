@@ -126,12 +126,14 @@ fn what_no_memory_could_hold_does_not_fit() {
         max_position_embeddings: most,
         attention_bias: true,
         mlp_bias: true,
-        ..config_8b()
+        ..LlamaConfig::llama_3_1_8b()
     };
     let shape = ModelShape::of(&huge);
     assert_eq!([shape.weights(), shape.matrix_weights(), shape.step_weights()], [usize::MAX; 3]);
     let endless = Workload { batch: usize::MAX, ..Workload::default() };
-    for (config, workload) in [(&huge, Workload::default()), (&huge, endless), (&config_8b(), endless)] {
+    for (config, workload) in
+        [(&huge, Workload::default()), (&huge, endless), (&LlamaConfig::llama_3_1_8b(), endless)]
+    {
         let choices = estimates(&ModelShape::of(config), Kind::Float, None);
         for machine in [Machine::gpu(Some(Gpu::H100), None), Machine::cpu(1 << 40)] {
             let plan = plan(config, &choices, &workload, &machine);
