@@ -48,16 +48,18 @@ fn bench_forward(criterion: &mut Criterion) {
             for (path, fused_rows) in [("fused", usize::MAX), ("scratch", 0)] {
                 layers.iter().for_each(|layer| layer.set_fused_rows(fused_rows));
                 let forwards = || layers.iter().try_for_each(|layer| layer.forward_into(&x, &y));
-                let recording = recorder.record(forwards).unwrap();
+                // SAFETY: layers, x and y outlive the recording, and scratch is the layers' own.
+                let recording = unsafe { recorder.record(forwards) }.unwrap();
                 group.bench_function(format!("{path}/{}/batch {batch}", sample.name), |bencher| {
                     bencher.iter_custom(|iterations| time(&recording, layers.len(), iterations));
                 });
             }
-            let recording = recorder.record(|| {
+            let products = || {
                 dense.iter().for_each(|weight| drop(x.mm_out(&y, &weight.tr())));
                 Ok(())
-            });
-            let recording = recording.unwrap();
+            };
+            // SAFETY: weights, x and y outlive the recording, and the products go into y.
+            let recording = unsafe { recorder.record(products) }.unwrap();
             let [rows, cols] = shape;
             group.bench_function(format!("dense/{rows}x{cols}/batch {batch}"), |bencher| {
                 bencher.iter_custom(|iterations| time(&recording, dense.len(), iterations));

@@ -2,7 +2,25 @@
 //!
 //! ```text
 //! scripts/fetch_stories15m.sh && cargo run --release -- compress .cache/models/stories15M -o .cache/stories15m-int8
-//! cargo run --release --example parity -- .cache/models/stories15M .cache/stories15m-int8 TEXT [REPORT.html]
+//! printf 'Once upon a time, there was a little girl. She had a red ball. %.0s' {1..40} > .cache/story.txt
+//! cargo run --release --example parity -- .cache/models/stories15M .cache/stories15m-int8 .cache/story.txt .cache/report.html
+//!
+//! | figure                       | value                        |
+//! |------------------------------|------------------------------|
+//! | scored                       | 679 tokens, 3 windows of 256 |
+//! | perplexity of the reference  | 5.5393                       |
+//! | perplexity of the compressed | 5.5867 (+0.85 %)             |
+//! | KL mean                      | 0.001675 nats                |
+//! ...
+//! | weights of the reference     | 60.77 MB                     |
+//! | weights of the compressed    | 12.52 MB                     |
+//!
+//! | layer              | error behind it, of its own      |
+//! |--------------------|----------------------------------|
+//! | model.embed_tokens | 0.0099  0.0087  first steep rise |
+//! | model.layers.0     | 0.0156  0.0113                   |
+//! ...
+//! 2 of 3 answers agree to the end; the first to diverge does so behind 8 tokens
 //! ```
 
 use std::path::Path;

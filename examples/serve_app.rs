@@ -7,8 +7,8 @@
 //!
 //! curl http://127.0.0.1:8081/story
 //! Once upon a time, there was a little girl named Lily. ...
-//! curl http://127.0.0.1:8081/llm/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "One day", "max_tokens": 16}'
-//! {"id":"cmpl-...","object":"text_completion",...
+//! curl http://127.0.0.1:8081/llm/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "One day", "max_tokens": 16, "temperature": 0}'
+//! {"choices":[{"finish_reason":"length",...,"text":", a little girl named Lily went to the park with her mom. They"}],...
 //! ```
 //!
 //! Requests of both are batched together, token by token. Ctrl-C lets answers under way finish.

@@ -1,15 +1,14 @@
-//! Summarizes text files, several at once: `FILE.summary.txt` appears beside each FILE when it is complete, and only then. What is there
+//! Summarizes text files, several at once: `FILE.summary` appears beside each FILE when it is complete, and only then. What is there
 //! is skipped, so that a run that was stopped (Ctrl-C, power) goes on where it was.
 //!
 //! ```text
-//! scripts/fetch_smollm2.sh
-//! cargo run --release --example summarize -- .cache/models/SmolLM2-135M-Instruct notes/*.txt
+//! scripts/fetch_smollm2.sh && cp -r examples/notes .cache
+//! cargo run --release --example summarize -- .cache/models/SmolLM2-135M-Instruct .cache/notes/*.txt
 //!
-//! 2 of 7 are done already
-//! [##############                ] 5 of 7
-//! notes/c.txt: 212 tokens read, 64 written
-//! ...
-//! 5 summaries, 0 files failed
+//! 0 of 2 are done already
+//! .cache/notes/ferry.txt: 95 tokens read, 43 written
+//! .cache/notes/oven.txt: 94 tokens read, 47 written
+//! 2 summaries, 0 files failed
 //! ```
 
 use std::io::Write;
@@ -68,7 +67,7 @@ fn main() -> Result<()> {
 
 fn summary_of(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
-    name.push(".summary.txt");
+    name.push(".summary");
     name.into()
 }
 

@@ -1,9 +1,13 @@
 //! The one error type of the crate: what kind, about what, what was got and wanted, and the cure.
+//!
+//! [`Error`] shows both; see its example.
 
 use std::fmt;
 use std::path::Path;
 
 /// What went wrong, coarse enough to act on.
+///
+/// What [`Error::kind`] of an [`Error`] says; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -32,10 +36,20 @@ pub enum ErrorKind {
 /// known.
 ///
 /// ```
-/// use codecllm::{Error, ErrorKind};
+/// use codecllm::{Error, ErrorKind, Result};
 /// let error = Error::truncated("model.norm.weight", "needs 576 bytes, 512 remain (file truncated?)");
 /// assert_eq!(error.kind(), ErrorKind::Truncated);
 /// assert_eq!(error.to_string(), "model.norm.weight: needs 576 bytes, 512 remain (file truncated?)");
+/// // Whoever knows the full path says so, and what is below stays the cause.
+/// fn three_of_two() -> Result<tch::Tensor> {
+///     tch::Tensor::from_slice(&[1.0, 2.0]).f_view([3]).map_err(|error| Error::torch("view", error))
+/// }
+/// let error = three_of_two().unwrap_err().about("model.norm.weight");
+/// assert_eq!((error.kind(), error.subject()), (ErrorKind::Torch, "model.norm.weight"));
+/// let cause = std::num::ParseIntError::from("x".parse::<u8>().unwrap_err());
+/// let error = Error::corrupt("config.json", "a number is none").with_source(cause);
+/// assert!(std::error::Error::source(&error).unwrap().to_string().contains("invalid digit"));
+/// assert_eq!(Error::unsupported("config.json", "a BERT, wanted a Llama").kind(), ErrorKind::Unsupported);
 /// ```
 #[derive(Debug)]
 pub struct Error {
@@ -46,6 +60,8 @@ pub struct Error {
 }
 
 /// `Result` with this crate's [`Error`].
+///
+/// What can fail with an [`Error`] gives it; see its example.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -117,6 +133,16 @@ impl Error {
     pub(crate) fn with_need(mut self, need: impl FnOnce() -> String) -> Self {
         if self.kind == ErrorKind::OutOfMemory {
             self.message = format!("{}: {}", need(), self.message);
+        }
+        self
+    }
+
+    /// An [`ErrorKind::OutOfMemory`] error with `cure` behind its message, any other as it is: what to do depends on who asked.
+    #[must_use]
+    #[cfg(feature = "serve")]
+    pub(crate) fn with_cure(mut self, cure: &str) -> Self {
+        if self.kind == ErrorKind::OutOfMemory {
+            self.message = format!("{}; {cure}", self.message);
         }
         self
     }

@@ -1,5 +1,8 @@
 //! Keeps the linear weights of a large language model entropy-coded in memory and decodes them inside the
 //! forward pass, through libtorch.
+//!
+//! A model directory is compressed by [`checkpoint::compress`], and answers through a [`runtime::Generator`]; see its example. One
+//! matrix is a [`codec::CompressedTensor`], as a layer a [`nn::CompressedLinear`].
 #![deny(missing_docs)]
 
 pub mod calibration;

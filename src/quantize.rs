@@ -2,6 +2,8 @@
 //!
 //! The grid is symmetric: a weight is a whole number times a scale. Scales are BF16, so a scale takes 16 bits and
 //! has the range of FP32, and a grid value of up to 16 bits times a scale is exact in FP32.
+//!
+//! [`quantize_tensor`] takes one step for a matrix, [`quantize_rows`] one a row; see its example.
 
 mod feedback;
 
@@ -13,9 +15,13 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 
 /// The largest magnitude of a grid value.
+///
+/// What [`quantize_tensor`] raises a step for; see its example.
 pub const MAX_MAGNITUDE: i16 = i16::MAX;
 
 /// A matrix on its grid.
+///
+/// Made by [`quantize_tensor`]; see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
     /// Row-major grid values.
@@ -25,6 +31,8 @@ pub struct Quantized {
 }
 
 /// How far a quantized matrix is from the original.
+///
+/// Given by [`Quantized::distortion`] in what [`quantize_tensor`] shows; see its example.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Distortion {
     /// Sum of squared weights.
@@ -119,6 +127,12 @@ fn row_distortion(weights: &[f32], values: &[i16], scale: f32) -> Distortion {
 }
 
 /// Refuses a matrix with a NaN or an infinity, naming the element.
+///
+/// ```
+/// let error = codecllm::quantize::check_finite(&[1.0, 2.0, f32::NAN, 4.0], 2, "fc.weight").unwrap_err();
+/// assert_eq!(error.subject(), "fc.weight");
+/// assert!(error.to_string().contains("NaN"));
+/// ```
 pub fn check_finite(weights: &[f32], cols: usize, subject: &str) -> Result<()> {
     match weights.iter().position(|weight| !weight.is_finite()) {
         None => Ok(()),
@@ -154,6 +168,25 @@ pub fn quantize_rows(weights: &[f32], cols: usize, levels: i16, subject: &str) -
 /// One step for the whole matrix. A step so small that a weight would pass the grid's 16 bits is raised.
 ///
 /// Errors where a weight or the step is not finite. `subject` is the tensor path.
+///
+/// ```
+/// use codecllm::quantize::{dequantize_row, quantize_tensor, root_mean_square, MAX_MAGNITUDE};
+/// let weights = [3.0f32, -1.0, 0.6, 0.0];
+/// let mut grid = quantize_tensor(&weights, 2, 0.5, "w")?;
+/// assert_eq!((&grid.values[..], grid.scale(1)), (&[6, -2, 1, 0][..], 0.5));
+/// let mut row = [0.0; 2];
+/// dequantize_row(&grid.values[2..], grid.scale(1), &mut row);
+/// assert_eq!(row, [0.5, 0.0]);
+/// let distortion = grid.distortion(&weights, 2);
+/// assert!((distortion.max_error - 0.1).abs() < 1e-6);
+/// assert!((distortion.snr_db() - 20.0 * (2.0 * root_mean_square(&weights) / 0.1).log10()).abs() < 1e-4);
+/// assert_eq!(distortion.with(distortion).snr_db(), distortion.snr_db());
+/// // A step too small for 16 bits is raised.
+/// assert!(quantize_tensor(&weights, 2, 1e-9, "w")?.values.iter().all(|value| value.abs() <= MAX_MAGNITUDE));
+/// grid.keep_finite(2, |weight| weight.abs() < 3.0); // were 2.5 the largest weight of a dtype
+/// assert_eq!(grid.values, [5, -2, 1, 0]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn quantize_tensor(weights: &[f32], cols: usize, step: f32, subject: &str) -> Result<Quantized> {
     quantize_steps(weights, cols, &[step], None, subject)
 }
@@ -162,6 +195,13 @@ pub fn quantize_tensor(weights: &[f32], cols: usize, step: f32, subject: &str) -
 /// output is made up for.
 ///
 /// Errors where a weight or a step is not finite, or where there are neither one step nor one a row.
+///
+/// ```
+/// use codecllm::quantize::quantize_steps;
+/// let grid = quantize_steps(&[1.0, 2.0, 3.0, 8.0], 2, &[0.5, 1.0], None, "w")?; // an Importance has feedback
+/// assert_eq!(grid.values, [2, 4, 3, 8]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn quantize_steps(
     weights: &[f32],
     cols: usize,
@@ -204,6 +244,8 @@ fn scale_for(step: f32, weights: &[f32]) -> bf16 {
 }
 
 /// Root of the mean square.
+///
+/// Of a matrix as in [`quantize_tensor`]; see its example.
 pub fn root_mean_square(weights: &[f32]) -> f64 {
     let sum: f64 = weights.iter().map(|&weight| f64::from(weight) * f64::from(weight)).sum();
     (sum / weights.len().max(1) as f64).sqrt()
@@ -241,6 +283,8 @@ fn divide(weights: &[f32], cols: usize, scales: &[bf16]) -> Vec<i16> {
 }
 
 /// Grid values back to FP32, into `weights`.
+///
+/// Undoes [`quantize_tensor`]; see its example.
 pub fn dequantize_row(values: &[i16], scale: f32, weights: &mut [f32]) {
     for (weight, &value) in weights.iter_mut().zip(values) {
         *weight = f32::from(value) * scale;

@@ -306,6 +306,33 @@ fn what_says_the_ordinary_thing_is_no_reason_to_refuse() {
     assert_eq!(config.rope_scaling, RopeScaling::Linear { factor: 4.0 });
 }
 
+/// A file may have holes, which take no room on a disk: 64 GB of them, where a process may take 32.
+#[test]
+fn a_tensor_larger_than_the_memory_is_an_error() {
+    let parent = tempfile::tempdir().unwrap();
+    let mut gguf = Gguf::tiny();
+    gguf.remove_tensor("token_embd.weight");
+    gguf.add("token_embd.weight", &[8, 1]);
+    gguf.tensor("token_embd.weight").dimensions = vec![8, 1 << 31];
+    let file = gguf.write(parent.path());
+    let holes = std::fs::File::options().write(true).open(&file).unwrap();
+    holes.set_len(holes.metadata().unwrap().len() + ((8 * 4) << 31)).unwrap();
+    let limited = "ulimit -v 33554432 && exec \"$0\" import \"$1\" -o \"$2\"";
+    let run = std::process::Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_codecllm")])
+        .args([&file, &parent.path().join("out")])
+        .output()
+        .unwrap();
+    let run = cli_fixture::Run::of(&run);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("token_embd.weight: needs 68719476736 bytes of memory, which are not there"),
+        "{}",
+        run.stderr
+    );
+    assert!(!parent.path().join("out").exists());
+}
+
 #[test]
 fn damage_is_named() {
     type Damage = fn(&mut Gguf);

@@ -247,6 +247,18 @@ fn a_sequence_in_a_batch_equals_itself_alone() {
 }
 
 #[test]
+fn padding_that_fills_the_cache_or_more_is_refused() {
+    let tiny = TinyLlama::new(&plain_config(), 5);
+    let model = load(&tiny, Kind::Float).model;
+    // The last is -1 as a signed number.
+    for padding in [12, 1 << 40, usize::MAX] {
+        let error = cache(&model, 2, 12, Kind::Float).with_left_padding(&[3, padding]).unwrap_err();
+        let wanted = format!("padding: [3, {padding}], wanted 2 numbers below the capacity 12");
+        assert_eq!(error.to_string(), wanted);
+    }
+}
+
+#[test]
 fn the_observer_sees_every_layer() {
     let tiny = TinyLlama::new(&plain_config(), 5);
     let model = load(&tiny, Kind::Float).model;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use codecllm::checkpoint::{compress, CheckpointWeights, CompressOptions, Reader};
 use codecllm::model::{BatchScores, KvCache, Llama, LlamaConfig, LogitsOf, PagedKvCache, PagedSequence};
+use codecllm::runtime::rss_bytes;
 use codecllm::{Error, ErrorKind};
 use serde_json::Value;
 use stories::{stories, Story};
@@ -360,4 +361,51 @@ fn wrong_uses_are_errors_and_change_nothing() {
         let error = PagedKvCache::new(model.config(), pages, Kind::Float, Device::Cpu).unwrap_err();
         assert_eq!((error.kind(), error.subject()), (ErrorKind::InvalidArgument, "key-value cache"));
     }
+}
+
+#[test]
+fn a_reserved_cache_takes_its_memory_at_once() {
+    let config = LlamaConfig::from_json(&wide_config().to_string(), "config.json").unwrap();
+    let page_bytes = PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu);
+    let pages = (64 << 20) / page_bytes + 1;
+    let mut cache = PagedKvCache::new(&config, pages, Kind::Float, Device::Cpu).unwrap();
+    // Other tests of this program take and free little beside it.
+    let before = rss_bytes().unwrap();
+    cache.reserve().unwrap();
+    let taken = rss_bytes().unwrap().saturating_sub(before) as f64 / cache.bytes() as f64;
+    assert!((0.8..1.5).contains(&taken), "{taken} of {} bytes", cache.bytes());
+    // What a sequence holds is not wiped out.
+    let sequence = cache.sequence(40).unwrap();
+    let error = cache.reserve().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        error.to_string(),
+        "key-value cache: sequences have 2 of its pages, wanted all of them free to reserve them"
+    );
+    drop(sequence);
+    cache.reserve().unwrap();
+}
+
+#[test]
+fn what_is_said_to_fit_does() {
+    let config = LlamaConfig::from_json(&full_config().to_string(), "config.json").unwrap();
+    let page = PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu);
+    for bytes in [0, 1, page - 1, page, 10 * page + 17, 1 << 30] {
+        let tokens = PagedKvCache::room_in(&config, Kind::Float, Device::Cpu, bytes);
+        assert_eq!(tokens % PagedKvCache::PAGE_TOKENS, 0);
+        assert!(PagedKvCache::pages_for(tokens) * page <= bytes);
+        assert!((PagedKvCache::pages_for(tokens) + 1) * page > bytes);
+        // A GPU has a page of its own beside, and rounds each of the four planes up to two megabytes.
+        let on_gpu = PagedKvCache::room_in(&config, Kind::Float, Device::Cuda(0), bytes);
+        assert_eq!(on_gpu, tokens.saturating_sub(32 + (8 << 20) / page * 32));
+    }
+}
+
+#[test]
+fn a_cache_that_nothing_could_hold_is_refused() {
+    let mut config = LlamaConfig::from_json(&full_config().to_string(), "config.json").unwrap();
+    (config.num_key_value_heads, config.head_dim) = (1 << 31, 1 << 31);
+    assert_eq!(PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu), usize::MAX);
+    let error = PagedKvCache::new(&config, 10, Kind::Float, Device::Cpu).unwrap_err();
+    assert_eq!(error.subject(), "key-value cache", "{error}");
 }

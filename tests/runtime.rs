@@ -82,7 +82,35 @@ fn the_stop_string_that_is_complete_first_counts_in_any_pieces() {
     }
 }
 
+#[test]
+fn what_is_no_text_is_shown_before_it_ends() {
+    let tokenizer = byte_tokenizer();
+    // Bytes that complete no character, and whole U+FFFDs.
+    for ids in [vec![0x80; 1000], "\u{fffd}".repeat(400).into_bytes().iter().map(|&b| b.into()).collect()] {
+        let whole = tokenizer.decode(&ids).unwrap();
+        let pieces = streamed(&tokenizer, &[97], &ids);
+        assert_eq!(pieces.concat(), whole);
+        let longest = pieces.iter().map(|piece| piece.chars().count()).max().unwrap();
+        assert!(longest <= 16, "{longest} characters are held back");
+    }
+    // A character that such bytes end with comes out whole.
+    let ids = [&[0x80; 50][..], &[0xE2, 0x82, 0xAC, 97]].concat();
+    let pieces = streamed(&tokenizer, &[], &ids);
+    assert_eq!(pieces.concat(), "\u{fffd}".repeat(50) + "€a");
+}
+
 proptest! {
+    #[test]
+    fn streamed_bytes_that_are_no_text_are_the_whole_text(
+        prompt in prop::collection::vec(0x80u32..258, 0..6),
+        ids in prop::collection::vec(prop_oneof![0x80u32..0x100, 0xE2u32..0xE4, 0x80u32..0x90], 0..120),
+    ) {
+        let tokenizer = byte_tokenizer();
+        let whole = tokenizer.decode(&[&[97], &prompt[..], &[98], &ids[..]].concat()).unwrap();
+        let start = tokenizer.decode(&[&[97], &prompt[..], &[98]].concat()).unwrap();
+        prop_assert_eq!(streamed(&tokenizer, &[&prompt[..], &[98]].concat(), &ids).concat(), &whole[start.len()..]);
+    }
+
     #[test]
     fn streamed_text_is_the_whole_text(
         prompt in prop::collection::vec(prop::sample::select(vec![32, 97, 98, 256, 257]), 0..6),

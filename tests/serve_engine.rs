@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use codecllm::checkpoint::{compress, CompressOptions};
 use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt, SamplerOptions, StopReason};
 use codecllm::serve::engine::{Answer, Engine, EngineOptions, EngineState, Event, Refusal, Request, Usage};
+use codecllm::ErrorKind;
 use tch::Kind;
 use tiny_llama::{downloaded, plain_config, TinyLlama};
 
@@ -201,6 +202,13 @@ fn a_small_model_fills_its_context_and_frees_its_memory() {
     let over = EngineOptions { max_batch: 1000, ..EngineOptions::default() };
     let error = Engine::start(Generator::open(model.dir(), &load).unwrap(), over).unwrap_err();
     assert_eq!(error.to_string(), "max-batch: 1000, wanted 1 to 64");
+    // More than any machine has, less than can be addressed.
+    let over = EngineOptions { cache_tokens: Some(2_000_000_000), ..EngineOptions::default() };
+    let error = Engine::start(Generator::open(model.dir(), &load).unwrap(), over).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+    let message = error.to_string();
+    assert!(message.contains(" bytes for 2000000000 tokens"), "{message}");
+    assert!(message.ends_with("; give the engine a smaller cache (--cache-tokens)"), "{message}");
 }
 
 /// `cargo test --release --test serve_engine -- --ignored --nocapture`

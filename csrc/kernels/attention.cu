@@ -34,7 +34,7 @@ struct Part {
     // page, whose slots are a multiple of it.
     __device__ Part(int length, int padding, int capacity, int step) {
         // The newest token is in slot `length`. Padding sees itself alone.
-        const int last = min(max(length, 0), capacity - 1), first = min(padding, last), count = last + 1 - first;
+        const int last = min(max(length, 0), capacity - 1), first = min(max(padding, 0), last), count = last + 1 - first;
         const int even = (count + int(gridDim.x) - 1) / int(gridDim.x);
         const int slots = max((even + step - 1) / step * step, LEAST_SLOTS);
         parts = (count + slots - 1) / slots;
@@ -183,7 +183,7 @@ __device__ __forceinline__ void attention(typename E::Type* out,           // [b
                                           const typename E::Type* values,  // likewise
                                           Partials partials,
                                           const int* lengths,  // [batch]: the slot of the newest token
-                                          const int* padding,  // [batch]; 0 where a sequence has several pages
+                                          const int* padding,  // [batch]; not read where a sequence has several pages
                                           Pages pages, Shape shape, float scale) {
     constexpr int WIDTH = LANES * 8;
     __shared__ float sums[WARPS][GROUP][WIDTH];
@@ -201,7 +201,9 @@ __device__ __forceinline__ void attention(typename E::Type* out,           // [b
     typedef Attend<E, LANES, GROUP> A;
     constexpr int STEP = A::SLOTS * A::UNROLL;
     static_assert(LEAST_SLOTS % STEP == 0, "parts are cut at multiples of a step");
-    const Part part(lengths[sequence], padding[sequence], pages.capacity, STEP);
+    // Steps behind a padding would cross from one page into another.
+    const int own_padding = pages.table == nullptr ? padding[sequence] : 0;
+    const Part part(lengths[sequence], own_padding, pages.capacity, STEP);
     if (int(blockIdx.x) >= part.parts) return;
 
     const size_t row = (size_t(sequence) * (shape.heads + 2 * shape.kv_heads) + head) * head_dim + dim;

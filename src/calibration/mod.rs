@@ -2,6 +2,8 @@
 //!
 //! The model reads windows of the text and, behind each, tells by a derivative how its own next token depends on the output of
 //! every layer. Inputs and derivatives are summed up to [`Importance`]s; nothing of the text itself is kept.
+//!
+//! [`calibrate`] does it; see its example.
 
 mod labels;
 mod sums;
@@ -22,11 +24,15 @@ use crate::nn::Recorder;
 use crate::parity::Text;
 
 /// Windows to read where the caller names no number.
+///
+/// What [`calibrate`] reads unless told otherwise; see its example.
 pub const DEFAULT_WINDOWS: usize = 16;
 /// Of the labels that the model draws for itself: the same text gives the same calibration.
 const SEED: u64 = 0;
 
 /// What to read.
+///
+/// Given to [`calibrate`]; see its example.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// A UTF-8 text like those that the model will meet.
@@ -45,6 +51,8 @@ impl Options {
 }
 
 /// What the error of a model's matrices costs.
+///
+/// Made by [`calibrate`]; see its example.
 #[derive(Clone, Debug)]
 pub struct Calibration {
     /// By tensor path: every linear, the embedding and the head.
@@ -54,6 +62,15 @@ pub struct Calibration {
 }
 
 /// Runs the dense Llama in `dir` on a text, in FP32 on the CPU; `progress` is told how many windows are done, and of how many.
+///
+/// ```no_run
+/// // Needs a model. What is done with it shows `checkpoint::compress_calibrated`.
+/// use codecllm::calibration::{calibrate, Options, DEFAULT_WINDOWS};
+/// let options = Options { windows: 4 * DEFAULT_WINDOWS, ..Options::new("text.txt") };
+/// let calibration = calibrate("model", &options, &mut |done, windows| eprintln!("{done} of {windows}"))?;
+/// println!("{} tokens, {} matrices", calibration.tokens, calibration.importance.len());
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// What [`LlamaConfig::from_dir`], [`Reader::open`] and the weights report; `Io` for a text or a tokenizer that cannot be read;

@@ -32,6 +32,19 @@ const SMALL_MODEL: u64 = 1_000_000;
 pub(super) const BUDGET_ATTEMPTS: usize = 6;
 
 /// What size or quality to aim for.
+///
+/// ```
+/// use codecllm::checkpoint::Target;
+/// assert_eq!("near".parse::<Target>()?, Target::NEAR);
+/// assert_eq!("bits 5.3".parse::<Target>()?, Target::Bits(5.3));
+/// assert_eq!(Target::Lossless.to_string(), "lossless");
+/// let sizes = [Target::NEAR, Target::BALANCED, Target::SMALL].map(|target| match target {
+///     Target::Bits(bits) => bits,
+///     Target::Int8 | Target::Lossless => unreachable!("they have a name for a size"),
+/// });
+/// assert!(sizes[0] < 7.4 && sizes[1] < 6.2 && sizes[2] < 5.2);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// One step per output row, its largest magnitude over 127.
@@ -81,13 +94,6 @@ impl std::fmt::Display for Target {
 }
 
 /// A name that the command line has for a target, or `bits B`.
-///
-/// ```
-/// use codecllm::checkpoint::Target;
-/// assert_eq!("near".parse::<Target>()?, Target::NEAR);
-/// assert_eq!("bits 5.3".parse::<Target>()?, Target::Bits(5.3));
-/// # Ok::<(), codecllm::Error>(())
-/// ```
 impl std::str::FromStr for Target {
     type Err = Error;
 
@@ -114,6 +120,8 @@ impl std::str::FromStr for Target {
 }
 
 /// How to compress a model.
+///
+/// Given to [`compress`]; see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompressOptions {
     /// Size or quality to aim for.
@@ -134,6 +142,8 @@ impl Default for CompressOptions {
 }
 
 /// How far a long job is.
+///
+/// Told by [`compress`] on the way, and by others; see its example.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     /// `measure`, `compress`, `verify`, `decompress` or `import`.
@@ -147,6 +157,8 @@ pub struct Progress<'a> {
 }
 
 /// One compressed tensor.
+///
+/// One for each matrix in what [`compress`] gives; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorReport {
     /// Full name.
@@ -167,6 +179,8 @@ pub struct TensorReport {
 }
 
 /// A tensor that was to be compressed and is stored as it is all the same.
+///
+/// In what [`compress`] gives, of a lossless target; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct UncodedReport {
     /// Full name.
@@ -176,6 +190,8 @@ pub struct UncodedReport {
 }
 
 /// A compressed model.
+///
+/// Made by [`compress`]; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct CompressReport {
     /// Parameters of the model, also those stored as they are.
@@ -211,13 +227,34 @@ pub struct CompressReport {
 ///
 /// `out` appears when it is complete. Peak memory is a small multiple of the largest tensor.
 ///
-/// ```no_run
-/// use codecllm::checkpoint::{compress, inspect, verify, CompressOptions, Target};
-/// let options = CompressOptions { target: Target::Bits(5.3), ..CompressOptions::default() };
-/// let report = compress("model", "out", &options, &mut |at| eprintln!("{}", at.tensor_path))?;
-/// println!("{} to {} bytes", report.original_bytes, report.compressed_bytes);
-/// assert!(verify("out", Some("model".as_ref()), &mut |_| {})?.ok);
-/// println!("{} bits a weight", inspect("out")?.bits_per_weight);
+/// ```
+/// use codecllm::checkpoint::{compress, inspect, is_compressed, verify, CompressOptions, Progress, Target, Writer};
+/// use tch::{Device, Kind, Tensor};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let [model, out, exact] = ["model", "out", "exact"].map(|name| folder.path().join(name));
+/// // A model of one matrix.
+/// let weights = Vec::<f32>::try_from(Tensor::randn([256 * 512], (Kind::Float, Device::Cpu))).unwrap();
+/// let bytes: Vec<u8> = weights.into_iter().flat_map(f32::to_le_bytes).collect();
+/// let mut writer = Writer::create(&model)?;
+/// writer.add("fc.weight", safetensors::Dtype::F32, &[256, 512], &bytes)?;
+/// writer.add("fc.bias", safetensors::Dtype::F32, &[256], &bytes[..4 * 256])?;
+/// writer.finish()?;
+///
+/// let options = CompressOptions { target: Target::Int8, ..CompressOptions::default() };
+/// let report = compress(&model, &out, &options, &mut |at: Progress| assert!(at.done_bytes <= at.total_bytes))?;
+/// assert!(report.ratio > 4.0 && report.snr_db > 35.0);
+/// assert_eq!((&*report.tensors[0].tensor_path, report.tensors[0].layout), ("fc.weight", "fast"));
+/// assert!(is_compressed(&out)? && !is_compressed(&model)?);
+/// // Nothing is damaged, and nothing else than the original was compressed.
+/// let verified = verify(&out, Some(&model), &mut |_| {})?;
+/// assert!(verified.ok && verified.tensors_checked == 2 && verified.snr_db.unwrap() > 35.0);
+/// let inspected = inspect(&out)?;
+/// assert_eq!((inspected.tensors[0].layout, inspected.tensors[1].layout), (Some("fast"), None));
+///
+/// // These numbers have more bits than a half: without loss they stay what they are, and the report says why.
+/// let options = CompressOptions { target: Target::Lossless, ..options };
+/// let report = compress(&model, &exact, &options, &mut |_| {})?;
+/// assert!(report.tensors.is_empty() && report.uncoded[0].reason.contains("BF16"), "{}", report.uncoded[0].reason);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 ///

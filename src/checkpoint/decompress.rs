@@ -16,10 +16,14 @@ use crate::nn::Bias;
 /// Decompresses the model directory `dir` into the new directory `out`. Returns the bytes of its tensor files.
 ///
 /// ```no_run
-/// use codecllm::checkpoint::{decompress, is_compressed};
+/// // Needs a compressed model.
+/// use codecllm::checkpoint::{decompress, decompress_from, is_compressed, Reader};
+/// use codecllm::codec::Checksums;
 /// if is_compressed("out")? {
 ///     decompress("out", "dense", &mut |_| {})?;
 /// }
+/// // In a hurry, from a disk that one trusts.
+/// decompress_from(&Reader::open("out")?.with_checksums(Checksums::Ignore), "dense-too", &mut |_| {})?;
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 ///
@@ -35,6 +39,8 @@ pub fn decompress(
 }
 
 /// As [`decompress`], of a directory that is open already, with its [`Checksums`](crate::codec::Checksums).
+///
+/// Beside [`decompress`]; see its example.
 ///
 /// # Errors
 /// As [`decompress`].

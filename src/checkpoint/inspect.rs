@@ -10,6 +10,8 @@ use crate::codec::{BUFFER_NAMES, FORMAT_VERSION};
 use crate::error::Result;
 
 /// A model directory.
+///
+/// Made by [`inspect`](inspect()) of what [`compress`](super::compress()) wrote; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct InspectReport {
     /// Version of the format of compressed tensors.
@@ -25,6 +27,8 @@ pub struct InspectReport {
 }
 
 /// One tensor.
+///
+/// One tensor of what [`compress`](super::compress()) wrote; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct InspectTensor {
     /// Full name.
@@ -52,6 +56,8 @@ pub struct InspectTensor {
 }
 
 /// Looks at the model directory `dir`, compressed or not, without decoding.
+///
+/// As what [`compress`](super::compress()) wrote; see its example.
 ///
 /// # Errors
 /// What [`Reader`] reports; `Corrupt` for a tensor whose headers contradict themselves.

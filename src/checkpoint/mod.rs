@@ -2,6 +2,8 @@
 //!
 //! [`Reader`] trusts nothing it reads and loads one tensor at a time; [`Writer`] streams tensors out and lets
 //! the finished directory appear in one step; [`CheckpointWeights`] turns what a reader holds into layers.
+//!
+//! What is done with a whole directory begins with [`compress`](compress()); see its example.
 
 mod budget_search;
 mod calibrated;
@@ -47,6 +49,8 @@ const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Whether the model directory `dir` holds compressed tensors.
+///
+/// It does after [`compress`](compress()); see its example.
 ///
 /// # Errors
 /// What [`Reader::open`] reports.

@@ -88,6 +88,17 @@ impl Drop for Partial {
 
 /// Removes what the [`Writer`](super::Writer)s of this process have not finished. For the thread of a program that answers
 /// signals, just before it ends the process: a writer still at work fails.
+///
+/// ```no_run
+/// // Ends the process.
+/// std::thread::spawn(|| {
+///     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]).unwrap();
+///     if signals.forever().next().is_some() {
+///         codecllm::checkpoint::remove_unfinished();
+///         std::process::exit(1);
+///     }
+/// });
+/// ```
 pub fn remove_unfinished() {
     // Held over the removal too, or a writer could publish what is half removed.
     let mut unfinished = unfinished();

@@ -18,6 +18,8 @@ use crate::codec::Checksums;
 use crate::error::{Error, ErrorKind, Result, TorchContext};
 
 /// What a checkpoint says about one tensor.
+///
+/// What a [`Reader`] knows; see its example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Type of the elements.
@@ -42,13 +44,29 @@ struct Entry {
 ///
 /// Opening reads the headers only. Data is read by [`Reader::read`], straight into the tensor's own memory.
 ///
-/// ```no_run
-/// use codecllm::checkpoint::Reader;
-/// let reader = Reader::open("model")?;
+/// ```
+/// use codecllm::checkpoint::{Reader, Writer};
+/// use codecllm::codec::Checksums;
+/// # let parent = tempfile::tempdir().unwrap();
+/// # let model = parent.path().join("model");
+/// # let mut writer = Writer::create(&model)?;
+/// # writer.metadata("format", "pt");
+/// # writer.add("model.norm.weight", safetensors::Dtype::F32, &[1], &1.5f32.to_le_bytes())?;
+/// # writer.write_file("config.json", b"{}")?;
+/// # writer.finish()?;
+/// let reader = Reader::open(&model)?;
 /// for name in reader.names() {
-///     println!("{name}: {:?}", reader.info(name).map(|info| &info.shape));
+///     let info = reader.info(name).unwrap();
+///     println!("{name}: {:?} {:?}, {} bytes", info.dtype, info.shape, info.bytes);
 /// }
-/// let table = reader.read("model.embed_tokens.weight")?;
+/// assert_eq!(reader.metadata()["format"], "pt");
+/// assert_eq!(reader.read("model.norm.weight")?.double_value(&[0]), 1.5);
+/// assert_eq!(reader.read_bytes("model.norm.weight")?, 1.5f32.to_le_bytes());
+/// reader.check_files()?; // what a container says of the files beside its tensors
+/// reader.check_file("config.json")?; // of one of them
+/// reader.check_unchanged()?; // nobody wrote to it meanwhile
+/// let hurried = reader.with_checksums(Checksums::Ignore);
+/// assert_eq!(hurried.checksums(), Checksums::Ignore);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -203,7 +221,8 @@ impl Reader {
             Tensor::f_empty(torch_shape(name, &entry.info.shape)?, (kind, Device::Cpu)).about(name)?;
         if entry.info.bytes > 0 {
             // SAFETY: `tensor` is a new contiguous CPU tensor of the header's shape and dtype, whose size in bytes
-            // `read_header` has checked to be `entry.info.bytes`; no one else holds it while the slice lives.
+            // `read_header` has checked to be `entry.info.bytes`; no one else holds it while the slice lives. What C++ allocated has some
+            // value in each byte as far as Rust knows, any value is a `u8`, and `fill` writes before it reads.
             let data =
                 unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), entry.info.bytes) };
             self.fill(name, entry, data, hasher)?;

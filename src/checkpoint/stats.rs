@@ -30,6 +30,8 @@ pub(crate) const PRESETS: [(&str, Target); 5] = [
 ];
 
 /// A model before compression.
+///
+/// Made by [`stats`](stats()); see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct StatsReport {
     /// Weights of the matrices that would be compressed.
@@ -47,6 +49,8 @@ pub struct StatsReport {
 }
 
 /// One matrix, from a sample.
+///
+/// Made by [`stats`](stats()); see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct StatsTensor {
     /// Full name.
@@ -66,6 +70,8 @@ pub struct StatsTensor {
 }
 
 /// Bits and what they buy.
+///
+/// As [`bits_at_snr`] takes them; see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CurvePoint {
     /// A preset, `bits B`, or the step relative to a matrix's root mean square.
@@ -81,6 +87,8 @@ pub struct CurvePoint {
 }
 
 /// A choice that this model cannot have.
+///
+/// Made by [`stats`](stats()); see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct UnmetChoice {
     /// Its name.
@@ -92,11 +100,27 @@ pub struct UnmetChoice {
 /// Tries every preset, a range of steps, and the size that `options` ask for, if they do, on a sample of every matrix of `dir` that
 /// `options` would compress.
 ///
-/// ```no_run
+/// ```
 /// use codecllm::checkpoint::{stats, CompressOptions};
-/// for choice in stats("model", &CompressOptions::default(), &mut |_| {})?.choices {
+/// # use codecllm::checkpoint::Writer;
+/// # use tch::{Device, Kind, Tensor};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let model = folder.path().join("model");
+/// # let weights = Vec::<f32>::try_from(Tensor::randn([256 * 512], (Kind::Float, Device::Cpu))).unwrap();
+/// # let bytes: Vec<u8> = weights.into_iter().flat_map(f32::to_le_bytes).collect();
+/// # let mut writer = Writer::create(&model)?;
+/// # writer.add("fc.weight", safetensors::Dtype::F32, &[256, 512], &bytes)?;
+/// # writer.finish()?;
+/// let report = stats(&model, &CompressOptions::default(), &mut |_| {})?;
+/// for choice in &report.choices {
 ///     println!("{}: {:.2} bits, {:.1} dB", choice.choice, choice.bits_per_weight, choice.snr_db);
 /// }
+/// for unmet in &report.unmet {
+///     println!("{}: {}", unmet.choice, unmet.reason);
+/// }
+/// let matrix = &report.tensors[0]; // a bell of width 1
+/// assert!(matrix.tensor_path == "fc.weight" && (matrix.rms - 1.0).abs() < 0.02);
+/// assert!(report.chart()?.starts_with("<svg"));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 ///

@@ -14,6 +14,8 @@ use crate::nn::Bias;
 use crate::quantize::Distortion;
 
 /// What a check found.
+///
+/// Made by [`verify`](verify()) of what [`compress`](super::compress()) wrote; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct VerifyReport {
     /// Nothing is wrong.
@@ -32,6 +34,8 @@ pub struct VerifyReport {
 
 /// Decodes every tensor of `dir`, checks all checksums, of the files beside the tensors too, and lane ends, and, with `against`, compares with the original
 /// model directory: shapes, dtypes, tensors stored as they are or in an exact layout bit for bit.
+///
+/// As what [`compress`](super::compress()) wrote; see its example.
 ///
 /// # Errors
 /// Only where a directory cannot be opened at all; what is wrong inside is in the report.

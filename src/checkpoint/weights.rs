@@ -11,6 +11,8 @@ use crate::nn::{
 };
 
 /// Where a model's weights come from. The VarStore path of a layer is its tensor path without `.weight`.
+///
+/// One of numbers of its own is given to a [`Llama`](crate::model::Llama); see its example.
 pub trait WeightSource {
     /// The linear layer at `vs`, `shape` = `[out_features, in_features]`, with or without bias.
     ///
@@ -32,6 +34,21 @@ pub trait WeightSource {
 }
 
 /// The weights in a model directory, converted to one dtype as they are read.
+///
+/// ```
+/// use codecllm::checkpoint::{CheckpointWeights, Reader, WeightSource, Writer};
+/// use tch::{nn, Device, Kind};
+/// # let parent = tempfile::tempdir().unwrap();
+/// # let model = parent.path().join("model");
+/// # let mut writer = Writer::create(&model)?;
+/// # writer.add("model.norm.weight", safetensors::Dtype::F32, &[1], &1.5f32.to_le_bytes())?;
+/// # writer.finish()?;
+/// let (reader, vs) = (Reader::open(&model)?, nn::VarStore::new(Device::Cpu));
+/// let norm = CheckpointWeights::new(&reader, Kind::Half).tensor(&(vs.root() / "model" / "norm"), &[1])?;
+/// assert_eq!((norm.kind(), norm.double_value(&[0])), (Kind::Half, 1.5));
+/// assert!(vs.variables().contains_key("model.norm.weight"));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct CheckpointWeights<'a> {
     reader: &'a Reader,

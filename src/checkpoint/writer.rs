@@ -44,16 +44,21 @@ struct Shard {
 /// A model directory being written; dropped before [`Writer::finish`] it leaves nothing behind.
 ///
 /// ```
-/// # fn main() -> codecllm::Result<()> {
 /// use codecllm::checkpoint::{Reader, Writer};
-/// let parent = tempfile::tempdir().unwrap();
-/// let mut writer = Writer::create(parent.path().join("model"))?;
+/// # let parent = tempfile::tempdir().unwrap();
+/// # let (model, config) = (parent.path().join("model"), parent.path().join("config.json"));
+/// # std::fs::write(&config, "{}").unwrap();
+/// let mut writer = Writer::create(&model)?.with_max_shard_bytes(6);
+/// writer.metadata("format", "pt");
 /// writer.add("model.norm.weight", safetensors::Dtype::F32, &[1], &1.5f32.to_le_bytes())?;
-/// writer.finish()?;
-/// let tensor = Reader::open(parent.path().join("model"))?.read("model.norm.weight")?;
-/// assert_eq!(tensor.double_value(&[0]), 1.5);
-/// # Ok(())
-/// # }
+/// writer.add("model.scale", safetensors::Dtype::F32, &[1], &0.5f32.to_le_bytes())?;
+/// writer.copy_file(&config)?;
+/// writer.write_file("README.md", b"Two numbers.")?;
+/// assert!(!model.exists());
+/// let bytes = writer.finish()?; // two shards and their index
+/// assert!(bytes > 8 && model.join("config.json").exists());
+/// assert_eq!(Reader::open(&model)?.read("model.scale")?.double_value(&[0]), 0.5);
+/// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Writer {

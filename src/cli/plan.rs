@@ -279,7 +279,7 @@ fn parts(planned: &PlannedChoice) -> [String; 9] {
         bytes(memory.scratch_bytes),
         bytes(memory.prefill_bytes),
         bytes(memory.step_bytes),
-        bytes(memory.table_bytes + memory.rounding_bytes),
+        bytes(memory.table_bytes.saturating_add(memory.rounding_bytes)),
         bytes(memory.library_bytes),
         bytes(memory.context_bytes),
     ]

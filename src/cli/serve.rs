@@ -58,7 +58,7 @@ struct EngineArgs {
     /// Most requests that wait for a place [default: 128]
     #[arg(long, value_name = "N")]
     max_queue: Option<usize>,
-    /// Tokens of all running requests together that there is memory for [default: a whole context for each of --max-batch, or less where memory is short]
+    /// Tokens of all running requests together that there is memory for, taken at the start [default: a whole context for each of --max-batch, or less where memory is short, taken as it is used]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     cache_tokens: Option<usize>,
     /// Tokens of a prompt that are read between two steps of the running answers [default: 512 on a GPU, 64 on a CPU]
@@ -84,7 +84,7 @@ struct LimitArgs {
     /// Most time that a client takes to send a request's head, and again its body [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     read_seconds: Option<Duration>,
-    /// Most time that a client takes nothing of its answer [default: 30]
+    /// Most time that a client takes nothing of its answer, or less than a kilobyte a second on average [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     write_seconds: Option<Duration>,
     /// Most time that running answers have to finish when the server is to end [default: 30]
@@ -227,7 +227,23 @@ fn set<T>(place: &mut T, value: Option<T>) {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let wanted = "wanted seconds, more than 0";
-    let seconds: f64 = text.parse().map_err(|_| wanted.to_owned())?;
-    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero()).ok_or_else(|| wanted.to_owned())
+    let most = ServerOptions::MOST_TIME;
+    let wanted = || format!("wanted seconds, more than 0 and at most {}", most.as_secs());
+    let seconds: f64 = text.parse().map_err(|_| wanted())?;
+    let time = Duration::try_from_secs_f64(seconds).ok();
+    time.filter(|time| !time.is_zero() && *time <= most).ok_or_else(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_more_than_none_and_no_more_than_a_clock_takes() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("1e9"), Ok(ServerOptions::MOST_TIME));
+        for text in ["0", "-1", "1e-12", "1.1e9", "1e19", "1e300", "inf", "NaN", "s", ""] {
+            assert!(seconds(text).unwrap_err().starts_with("wanted seconds"), "{text}");
+        }
+    }
 }

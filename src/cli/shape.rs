@@ -47,35 +47,11 @@ impl Shape {
             Self::Stories15M => stories_15m(),
             Self::Llama1B => llama_1b(),
             Self::Llama3B => llama_3b(),
-            Self::Llama8B => llama_8b(),
+            Self::Llama8B => LlamaConfig::llama_3_1_8b(),
             Self::Llama13B => llama_13b(),
             Self::Llama34B => llama_34b(),
             Self::Llama70B => llama_70b(),
         }
-    }
-}
-
-fn llama_8b() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 128_256,
-        hidden_size: 4096,
-        intermediate_size: 14336,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        max_position_embeddings: 131_072,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_context: 8192.0,
-        },
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: false,
     }
 }
 
@@ -92,7 +68,7 @@ fn llama_1b() -> LlamaConfig {
             original_context: 8192.0,
         },
         tie_word_embeddings: true,
-        ..llama_8b()
+        ..LlamaConfig::llama_3_1_8b()
     }
 }
 
@@ -117,7 +93,7 @@ fn llama_13b() -> LlamaConfig {
         max_position_embeddings: 4096,
         rope_theta: 10000.0,
         rope_scaling: RopeScaling::Default,
-        ..llama_8b()
+        ..LlamaConfig::llama_3_1_8b()
     }
 }
 
@@ -131,7 +107,7 @@ fn llama_34b() -> LlamaConfig {
         max_position_embeddings: 16384,
         rope_theta: 1e6,
         rope_scaling: RopeScaling::Default,
-        ..llama_8b()
+        ..LlamaConfig::llama_3_1_8b()
     }
 }
 
@@ -141,7 +117,7 @@ fn llama_70b() -> LlamaConfig {
         intermediate_size: 28672,
         num_hidden_layers: 80,
         num_attention_heads: 64,
-        ..llama_8b()
+        ..LlamaConfig::llama_3_1_8b()
     }
 }
 
@@ -158,7 +134,7 @@ fn stories_15m() -> LlamaConfig {
         rope_theta: 10000.0,
         rope_scaling: RopeScaling::Default,
         tie_word_embeddings: true,
-        ..llama_8b()
+        ..LlamaConfig::llama_3_1_8b()
     }
 }
 

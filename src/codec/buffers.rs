@@ -11,12 +11,14 @@ use crate::rans::FrequencyTable;
 
 /// The names of a tensor's buffers, in the order of [`Buffers`]. A buffer's full name is the tensor path, a dot,
 /// and one of these.
+///
+/// The names that [`Buffers`] go by; see its example.
 pub const BUFFER_NAMES: [&str; 5] = ["header", "scales", "tables", "tiles", "payload"];
 
 /// The buffers of one compressed tensor, all bytes.
 ///
 /// ```
-/// use codecllm::codec::{decompress, CompressedTensor, EncodeOptions, StepRule};
+/// use codecllm::codec::{decompress, CompressedTensor, EncodeOptions, StepRule, View, BUFFER_NAMES};
 /// use tch::{Device, Kind, Tensor};
 /// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
 /// let compressed = CompressedTensor::compress("w", &weight, StepRule::RowAbsmax, EncodeOptions::default())?;
@@ -25,6 +27,10 @@ pub const BUFFER_NAMES: [&str; 5] = ["header", "scales", "tables", "tiles", "pay
 /// assert_eq!((view.header.grid.rows(), view.total_bytes()), (64, buffers.total_bytes()));
 /// // Whoever keeps the five buffers has the weight.
 /// assert_eq!(decompress(&buffers, "w")?, compressed.decompress()?);
+/// assert!(buffers.iter().map(|(name, _)| name).eq(BUFFER_NAMES));
+/// let [header, scales, tables, tiles, _] = BUFFER_NAMES.map(|name| buffers.iter().find(|it| it.0 == name).unwrap().1);
+/// let error = View::new("w", [header, scales, tables, tiles, &[]]).unwrap_err();
+/// assert!(error.to_string().contains("buffers mixed up"), "{error}");
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +67,8 @@ impl Buffers {
 
 /// Whether checksums are compared. Sizes, offsets, tables and lane ends are checked in either case: no payload reaches memory
 /// that is not its own.
+///
+/// Asked by [`View::check`], as a [`View`] shows; see its example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksums {
     /// Compare them all.
@@ -78,6 +86,27 @@ impl Checksums {
 }
 
 /// A compressed tensor in borrowed buffers whose sizes, offsets and counts have been checked.
+///
+/// ```
+/// use codecllm::codec::{decompress_view, Checksums, CompressedTensor, EncodeOptions, Predictor, StepRule, TileSections};
+/// use tch::{Device, Kind, Tensor};
+/// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
+/// let compressed = CompressedTensor::compress("w", &weight, StepRule::Step(0.1), EncodeOptions::default())?;
+/// let mut buffers = compressed.buffers().clone();
+/// let view = buffers.view("w")?;
+/// view.check(Checksums::Verify)?;
+/// assert_eq!((view.subject(), view.scales()?.len(), view.header.scale_count()), ("w", 1, 1));
+/// assert_eq!(view.frequency_tables()?.len(), view.header.table_count);
+/// assert_eq!((view.tile_header(0)?.predictor, view.tile_header(0)?.offset), (Predictor::None, 0));
+/// let sections: TileSections = view.tile_sections(0)?; // states, words, raw bits, escapes
+/// assert_eq!(sections.words.len(), 2 * sections.lengths.iter().sum::<usize>());
+/// assert_eq!(sections.escapes().count(), usize::from(sections.header.escapes));
+/// assert_eq!(decompress_view(&view)?, compressed.decompress()?);
+/// *buffers.payload.last_mut().unwrap() ^= 1;
+/// assert!(buffers.view("w")?.verify_checksum().is_err());
+/// assert!(Checksums::Verify.verify() && buffers.view("w")?.check(Checksums::Ignore).is_ok());
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     /// The parsed header.

@@ -18,6 +18,8 @@ use crate::tile::{Group, Tile, GROUP_COLS, LANE_WEIGHTS};
 pub use crate::rans::simd::Level;
 
 /// A tensor's tables, spread for decoding. Made once, used by every forward.
+///
+/// What a [`TileDecoder`] reads; see its example.
 #[derive(Clone, Debug)]
 pub struct DecodeTables {
     tables: Vec<CodedTable>,
@@ -56,6 +58,8 @@ impl DecodeTables {
 }
 
 /// What takes the decoded weights of a tile.
+///
+/// Where a [`TileDecoder`] brings what it decodes; see its example.
 pub trait TileSink {
     /// The fragments of one group, escapes left out (they are zero). Groups come in order, stripe by stripe.
     fn group(&mut self, group: &Group, fragments: &Fragments);
@@ -66,6 +70,41 @@ pub trait TileSink {
 }
 
 /// Decodes tiles, with room of its own to do so. One a thread.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, DecodeTables, EncodeOptions, Fragments, Level, StepRule, TileDecoder, TileSink};
+/// use codecllm::tile::Group;
+/// use tch::{Device, Kind, Tensor};
+///
+/// /// The largest magnitude of a tile.
+/// struct Largest(u32);
+///
+/// impl TileSink for Largest {
+///     fn group(&mut self, _: &Group, fragments: &Fragments) {
+///         for pair in fragments.row_pairs().into_iter().flatten() {
+///             self.0 = self.0.max(pair & 0x7FFF).max(pair >> 16 & 0x7FFF);
+///         }
+///     }
+///     fn escape(&mut self, _row: usize, _col: usize, value: i16) -> bool {
+///         self.0 = self.0.max(value.unsigned_abs().into());
+///         true
+///     }
+/// }
+///
+/// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
+/// let compressed = CompressedTensor::compress("w", &weight, StepRule::TensorAbsmax, EncodeOptions::default())?;
+/// let view = compressed.buffers().view("w")?;
+/// let tables = DecodeTables::new(&view)?;
+/// let mut best = Largest(0);
+/// TileDecoder::new().decode(&view, &tables, 0, &mut best)?;
+/// for level in Level::available() {
+///     let mut largest = Largest(0);
+///     TileDecoder::with_level(level).unwrap().decode(&view, &tables, 0, &mut largest)?;
+///     assert_eq!(largest.0, best.0); // whatever the processor
+/// }
+/// assert!((126..=127).contains(&best.0) && Level::available().contains(&Level::detect()));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Default)]
 pub struct TileDecoder {
     level: Option<Level>,
@@ -173,12 +212,16 @@ fn feed_values(values: &[i16], tile: Tile, sink: &mut dyn TileSink) {
 }
 
 /// Decodes the whole grid, row-major `rows x cols`, on all rayon threads, with `level` or the best there is.
+///
+/// The grid that [`encode`](super::encode()) was given; see its example.
 pub fn decode_grid(view: &View, level: Option<Level>) -> Result<Vec<i16>> {
     check_layout(view, true)?;
     decode_values(view, level)
 }
 
 /// Decodes all floats of an exact layout to their bits, as [`decode_grid`] does a grid.
+///
+/// The floats that [`encode_exact`](super::encode_exact) was given; see its example.
 pub fn decode_bits(view: &View, level: Option<Level>) -> Result<Vec<u16>> {
     check_layout(view, false)?;
     Ok(decode_values(view, level)?.into_iter().map(i16::cast_unsigned).collect())

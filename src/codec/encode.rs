@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::tile::{TileGrid, GROUP_COLS, STRIPE_ROWS};
 
 /// How to encode.
+///
+/// Given to [`encode`](encode()); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncodeOptions {
     /// What a symbol stands for.
@@ -37,12 +39,24 @@ impl Default for EncodeOptions {
 /// The same input gives the same bytes on any number of threads. `subject` is the tensor path.
 ///
 /// ```
-/// use codecllm::codec::{decode_grid_reference, encode, EncodeOptions, SourceDtype};
+/// use codecllm::codec::{decode_grid, decode_grid_reference, encode, grid_entropy};
+/// use codecllm::codec::{EncodeOptions, Layout, ScaleGranularity, SourceDtype, TileShape};
 /// use half::bf16;
 /// let values: Vec<i16> = (0..77 * 100).map(|n| (n % 13) - 6).collect();
 /// let scales = [bf16::from_f32(0.5)];
-/// let buffers = encode("w", &values, [77, 100], &scales, SourceDtype::F16, EncodeOptions::default())?;
-/// assert_eq!(decode_grid_reference(&buffers.view("w")?)?, values);
+/// let options = EncodeOptions { layout: Layout::Small, ..EncodeOptions::default() };
+/// let buffers = encode("w", &values, [77, 100], &scales, SourceDtype::F16, options)?;
+/// let view = buffers.view("w")?;
+/// assert_eq!(decode_grid_reference(&view)?, values);
+/// assert_eq!(decode_grid(&view, None)?, values);
+/// assert_eq!(view.header.scale_granularity, ScaleGranularity::Tensor);
+/// // Thirteen values equally often.
+/// assert!((grid_entropy(&values) - 13f64.log2()).abs() < 1e-4);
+/// assert!(8.0 * buffers.payload.len() as f64 / 7700.0 < 13f64.log2() + 0.2);
+/// // Cut as its shape asks for, or as one likes: the values stay.
+/// let options = EncodeOptions { tile: Some(TileShape { rows: 16, cols: 64 }), ..options };
+/// let small = encode("w", &values, [77, 100], &scales, SourceDtype::F16, options)?;
+/// assert_eq!((small.view("w")?.header.grid.tile_count(), decode_grid(&small.view("w")?, None)?), (10, values));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 pub fn encode(
@@ -69,12 +83,13 @@ pub fn encode(
 /// `options.layout`, which is one of the exact ones. `dtype` is the type that they have when decompressed.
 ///
 /// ```
-/// use codecllm::codec::{decode_bits_reference, encode_exact, EncodeOptions, Layout, SourceDtype};
+/// use codecllm::codec::{decode_bits, decode_bits_reference, encode_exact, EncodeOptions, Layout, SourceDtype};
 /// use half::bf16;
 /// let halves: Vec<u16> = (0..77 * 100).map(|n| bf16::from_f32(n as f32 - 3000.5).to_bits()).collect();
 /// let options = EncodeOptions { layout: Layout::ExactBf16, ..EncodeOptions::default() };
 /// let buffers = encode_exact("w", &halves, [77, 100], SourceDtype::BF16, options)?;
 /// assert_eq!(decode_bits_reference(&buffers.view("w")?)?, halves);
+/// assert_eq!(decode_bits(&buffers.view("w")?, None)?, halves);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 pub fn encode_exact(

@@ -10,6 +10,21 @@ use crate::error::Result;
 use crate::quantize::Distortion;
 
 /// A matrix as the bits of its weights.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, ExactMatrix, Inexact, Layout};
+/// use tch::Tensor;
+/// // FP32 in which a half lies: as it is after a model was widened.
+/// let half = ExactMatrix::of("w", &Tensor::from_slice(&[1.5f32, -0.25, 0.0, 65504.0]).view([2, 2]))?.unwrap();
+/// assert_eq!((half.layout, half.halves[0]), (Layout::ExactFp16, 0x3E00));
+/// let compressed = CompressedTensor::encode_exact("w", &half, EncodeOptions::default())?;
+/// assert_eq!(compressed.decompress()?.double_value(&[1, 1]), 65504.0);
+/// // And one that has more bits.
+/// let inexact: Inexact = ExactMatrix::of("w", &Tensor::from_slice(&[1.0f32, 0.1]).view([1, 2]))?.unwrap_err();
+/// assert!(inexact.to_string().contains("1e-1"), "{inexact}");
+/// assert_eq!(half.sample(4).shape, half.shape); // all of so small a matrix
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ExactMatrix {
     /// Row-major bits, of the element type of `layout`.
@@ -71,6 +86,8 @@ fn narrow(weights: &[f32], layout: Layout) -> std::result::Result<Vec<u16>, usiz
 }
 
 /// Why a matrix in FP32 is not coded: its first weight that BF16 does not hold, and the first that FP16 does not.
+///
+/// Said of a matrix by [`ExactMatrix::of`], as an [`ExactMatrix`] shows; see its example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Inexact {
     bf16: Element,

@@ -16,6 +16,15 @@ use crate::tile::{Group, Tile, GROUP_COLS, LANE_COLS, LANE_REGISTERS, LANE_WEIGH
 
 /// The registers of a group: `[register][lane]`, each two halves (a grid value's magnitude at bit 0 and sign at bit 15, or a float),
 /// zero outside the matrix.
+///
+/// ```
+/// use codecllm::codec::Fragments;
+/// use codecllm::tile::lane_weight;
+/// let mut fragments = Fragments::zero();
+/// fragments.add_half(4, 3, 0x8005); // minus five
+/// assert_eq!(lane_weight(4, 3), (9, 1)); // of row 9 the right one of the first pair
+/// assert_eq!(fragments.row_pairs()[9][0], 0x8005_0000);
+/// ```
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Fragments(pub [[u32; LANES]; LANE_REGISTERS]);

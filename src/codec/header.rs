@@ -11,13 +11,33 @@ use crate::tile::raw_bits::{RawField, MAX_RAW_BITS};
 use crate::tile::TileGrid;
 
 /// The first bytes of every header.
+///
+/// A [`Header`] begins with it; see its example.
 pub const MAGIC: [u8; 4] = *b"CLLM";
 /// The version of the format that this crate writes and reads.
+///
+/// Stands in a [`Header`]; see its example.
 pub const FORMAT_VERSION: u16 = 1;
 /// Bytes of a header.
+///
+/// A [`Header`] has as many; see its example.
 pub const HEADER_BYTES: usize = 56;
 
 /// What a rANS symbol stands for.
+///
+/// ```
+/// use codecllm::codec::Layout;
+/// assert_eq!(Layout::ALL.map(Layout::name), ["fast", "small", "exact_bf16", "exact_fp16"]);
+/// assert_eq!("small".parse::<Layout>()?, Layout::Small);
+/// assert_eq!((Layout::Fast.weights_per_symbol(), Layout::Small.weights_per_symbol()), (4, 1));
+/// assert!(Layout::Fast.is_grid() && !Layout::ExactFp16.is_grid());
+/// // Two bits of class and up to eight raw ones fit a half's mantissa; a sign beside them.
+/// assert_eq!(Layout::Fast.raw_magnitude_bits(true), 0..=8);
+/// assert_eq!(Layout::Fast.raw_field(8).bits(), 9);
+/// // No frequency passes what a kernel's table entry has room for.
+/// assert_eq!((Layout::Fast.scale_bits(), Layout::Fast.frequency_cap()), (11, 511));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// Four 2-bit classes a symbol; sign and low magnitude bits are raw. What the fused kernels want.
@@ -142,6 +162,14 @@ impl Layout {
 }
 
 /// The dtype that a tensor had before it was compressed, and has again after.
+///
+/// ```
+/// use codecllm::codec::SourceDtype;
+/// assert_eq!(SourceDtype::of_kind(tch::Kind::Half, "w")?, SourceDtype::F16);
+/// assert_eq!((SourceDtype::F16.kind(), SourceDtype::F16.bytes()), (tch::Kind::Half, 2));
+/// assert!(SourceDtype::BF16.holds(1e38) && !SourceDtype::F16.holds(1e38));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum SourceDtype {
@@ -178,6 +206,8 @@ impl SourceDtype {
 }
 
 /// How many scales a tensor has.
+///
+/// Found by [`encode`](super::encode()) in the scales it was given; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScaleGranularity {
     /// One for all rows.
@@ -188,6 +218,19 @@ pub enum ScaleGranularity {
 
 /// What a decoder must know of a tensor before it touches any other buffer. 56 bytes on disk, little-endian; see
 /// `docs/format.md`.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, Header, StepRule, FORMAT_VERSION, HEADER_BYTES, MAGIC};
+/// use tch::{Device, Kind, Tensor};
+/// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
+/// let compressed = CompressedTensor::compress("w", &weight, StepRule::RowAbsmax, EncodeOptions::default())?;
+/// let bytes = &compressed.buffers().header;
+/// assert_eq!((bytes.len(), &bytes[..4], bytes[4]), (HEADER_BYTES, &MAGIC[..], FORMAT_VERSION as u8));
+/// let header = Header::parse(bytes, "w")?;
+/// assert_eq!((header.grid.rows(), header.grid.cols(), header.scale_count()), (64, 128, 64));
+/// assert_eq!(header.to_bytes()[..], bytes[..]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// What a symbol stands for.

@@ -24,6 +24,8 @@ const SCALE_BITS: f64 = 16.0;
 const ROWS_MUST_SAVE: f64 = 2.0;
 
 /// Second moments of a layer's inputs, `E[x_j x_k]`, and what follows from them for rounding.
+///
+/// Half of an [`Importance`]; see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InputMoments {
     features: usize,
@@ -56,6 +58,29 @@ impl InputMoments {
 }
 
 /// What an error of each weight of one matrix costs.
+///
+/// ```
+/// use std::sync::Arc;
+/// use codecllm::codec::{EncodeOptions, Importance, InputMoments, Matrix, RateSample, StepRule};
+/// use codecllm::quantize::{quantize_steps, Feedback};
+/// use tch::{Device, Kind, Tensor};
+/// let (rows, cols) = (64, 32);
+/// // Inputs of which each has much in common with its neighbours.
+/// let moment = |j: usize, k: usize| 0.9f32.powi(j.abs_diff(k) as i32);
+/// let moments = (0..cols * cols).map(|at| moment(at / cols, at % cols)).collect();
+/// let importance = Importance::new(vec![1.0; rows], Arc::new(InputMoments::new(cols, moments, "w")?));
+/// assert_eq!(importance.shape(), [rows, cols]);
+/// // Rounding that knows the inputs costs less than rounding to the nearest.
+/// let matrix = Matrix::of("w", &Tensor::randn([rows as i64, cols as i64], (Kind::Float, Device::Cpu)))?;
+/// let nearest = StepRule::Step(0.25).quantize(&matrix, "w")?;
+/// let feedback: Option<&Feedback> = importance.feedback();
+/// let fed_back = quantize_steps(&matrix.weights, cols, &[0.25], feedback, "w")?;
+/// assert!(importance.divergence(&matrix, &fed_back, "w")? < importance.divergence(&matrix, &nearest, "w")?);
+/// // So does a budget, in `checkpoint::compress_calibrated`.
+/// let sample = RateSample::calibrated("w", &matrix, EncodeOptions::default(), &importance)?;
+/// assert!(importance.divergence(&matrix, &sample.quantize(&matrix, 0.0)?, "w")?.is_finite());
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Importance {
     rows: Vec<f32>,

@@ -18,6 +18,24 @@ const SAMPLED_FROM: usize = 1 << 19;
 const SAMPLE_WEIGHTS: usize = 1 << 16;
 
 /// A matrix on its grid, or a sample of one, before its layout is known.
+///
+/// ```
+/// use codecllm::codec::{EncodeOptions, Layout, Matrix, StepRule, Unsettled};
+/// use tch::{Device, Kind, Tensor};
+/// let settle = |weight: &Tensor| {
+///     let matrix = Matrix::of("w", weight)?;
+///     let quantized = StepRule::TensorAbsmax.quantize(&matrix, "w")?;
+///     let (tensor_path, options) = ("w", EncodeOptions::default());
+///     Unsettled { tensor_path, matrix: &matrix, quantized: &quantized, whole: matrix.shape, options }.settle()
+/// };
+/// let bell = Tensor::randn([512, 512], (Kind::Float, Device::Cpu));
+/// assert_eq!(settle(&bell)?.layout, Layout::Fast);
+/// // All of one sign: a sign a weight, stored raw, would be wasted.
+/// let settled = settle(&bell.abs())?;
+/// assert_eq!((settled.layout, settled.compressed.tensor_path()), (Layout::Small, "w"));
+/// assert!(settled.reason.unwrap().contains("entropy"));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Unsettled<'a> {
     /// The whole matrix's full name.
@@ -33,6 +51,8 @@ pub struct Unsettled<'a> {
 }
 
 /// A matrix in the layout that it got, and why if it is not the preferred one.
+///
+/// Given by [`Unsettled::settle`], as an [`Unsettled`] shows; see its example.
 #[derive(Clone, Debug)]
 pub struct Settled {
     /// What was encoded.

@@ -2,6 +2,8 @@
 //!
 //! Quantizing (lossy) is [`crate::quantize`]'s work; this module is exact. It knows no file: the container is
 //! [`crate::checkpoint`]'s.
+//!
+//! [`CompressedTensor`] does all of it; see its example.
 
 mod buffers;
 mod classes;
@@ -41,4 +43,4 @@ pub(crate) use step::Budget;
 pub use step::{solve_exponent, GridRule, RateSample, StepRule, BUDGET_RANGE};
 pub(crate) use tensor::raw_bytes;
 pub use tensor::{decompress, decompress_view, grid_entropy, CompressedTensor, Matrix, TensorStats};
-pub use tile_payload::{Predictor, TileHeader, TILE_HEADER_BYTES};
+pub use tile_payload::{Predictor, TileHeader, TileSections, TILE_HEADER_BYTES};

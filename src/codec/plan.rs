@@ -28,6 +28,8 @@ const ROW_ACCESS_WEIGHTS: usize = 1 << 13;
 const MAGNITUDES: usize = 1024;
 
 /// Rows and columns of a tile.
+///
+/// Given to [`encode`](super::encode()); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileShape {
     /// A multiple of 16.
@@ -43,6 +45,14 @@ impl TileShape {
     /// 16,384 weights. Larger tiles waste less, smaller ones are decoded by more processors at once: a matrix that gives
     /// a large GPU only a few tiles a multiprocessor is cut into twice as many. Where single rows are looked up
     /// (`row_access`, an embedding) a tile has only as many stripes as hold more than 8192 weights.
+    ///
+    /// ```
+    /// use codecllm::codec::{Layout, TileShape};
+    /// let shape = TileShape::choose(4096, 4096, Layout::Fast, false);
+    /// assert!(shape.rows % 16 == 0 && shape.cols % 64 == 0 && shape.rows * shape.cols >= 8192);
+    /// // A row of an embedding is looked up in a tile of fewer rows.
+    /// assert!(TileShape::choose(32000, 4096, Layout::Fast, true).rows <= shape.rows);
+    /// ```
     pub fn choose(rows: usize, cols: usize, layout: Layout, row_access: bool) -> Self {
         let few = !row_access && FEW_TILES.contains(&rows.saturating_mul(cols));
         let target = match layout {

@@ -11,12 +11,16 @@ use crate::rans::LANES;
 use crate::tile::{Tile, LANE_COLS, LANE_WEIGHTS};
 
 /// Decodes the whole grid, row-major `rows x cols`.
+///
+/// The grid that [`encode`](super::encode()) was given; see its example.
 pub fn decode_grid_reference(view: &View) -> Result<Vec<i16>> {
     check_layout(view, true)?;
     decode_values_reference(view)
 }
 
 /// Decodes all floats of an exact layout to their bits, row-major `rows x cols`.
+///
+/// The floats that [`encode_exact`](super::encode_exact) was given; see its example.
 pub fn decode_bits_reference(view: &View) -> Result<Vec<u16>> {
     check_layout(view, false)?;
     Ok(decode_values_reference(view)?.into_iter().map(i16::cast_unsigned).collect())

@@ -20,6 +20,8 @@ use crate::quantize::{
 };
 
 /// The bits a weight that a budget may ask for.
+///
+/// What a [`RateSample`] is asked for lies in it; see its example.
 pub const BUDGET_RANGE: std::ops::RangeInclusive<f64> = 2.5..=8.5;
 
 /// Binary logarithms of the middle step, relative to the root mean square, between which a budget is sought: heavy tails at
@@ -75,6 +77,8 @@ impl StepRule {
 }
 
 /// How one matrix gets its grid.
+///
+/// `Measured` by a [`RateSample`]; see its example.
 #[derive(Clone, Copy, Debug)]
 pub enum GridRule<'a> {
     /// By a rule of its own.
@@ -96,13 +100,19 @@ impl GridRule<'_> {
 /// A sample of one matrix, to learn what the whole takes at a step; and how the whole is quantized then.
 ///
 /// ```
-/// use codecllm::codec::{solve_exponent, CompressedTensor, EncodeOptions, Matrix, RateSample, StepRule};
+/// use codecllm::codec::{solve_exponent, BUDGET_RANGE, CompressedTensor, EncodeOptions, GridRule, Layout, Matrix, RateSample};
 /// use tch::{Device, Kind, Tensor};
-/// let weight = Tensor::randn([512, 512], (Kind::Float, Device::Cpu));
-/// let sample = RateSample::new("w", &Matrix::of("w", &weight)?, EncodeOptions::default())?;
+/// let matrix = Matrix::of("w", &Tensor::randn([512, 512], (Kind::Float, Device::Cpu)))?;
+/// let mut sample = RateSample::new("w", &matrix, EncodeOptions::default())?;
+/// assert!(BUDGET_RANGE.contains(&5.3));
 /// let exponent = solve_exponent(std::slice::from_ref(&sample), 0, sample.weights(), 5.3)?;
-/// let rule = StepRule::Step(sample.step(exponent));
-/// let compressed = CompressedTensor::compress("w", &weight, rule, EncodeOptions::default())?;
+/// assert!((sample.bits(exponent)? / sample.weights() as f64 - 5.3).abs() < 0.1);
+/// // A bell stays in the layout that was preferred.
+/// assert!(!sample.settle_layout(exponent)?);
+/// assert_eq!((sample.layout(), sample.layout_reason()), (Layout::Fast, None));
+/// let quantized = GridRule::Measured(&sample, exponent).quantize(&matrix, sample.tensor_path())?;
+/// assert_eq!(quantized.scales[0].to_f32(), half::bf16::from_f32(sample.step(exponent)).to_f32());
+/// let compressed = CompressedTensor::encode("w", &matrix, &quantized, EncodeOptions::default())?;
 /// assert!((compressed.stats().bits_per_weight - 5.3).abs() < 0.1);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
@@ -395,6 +405,8 @@ impl Budget {
 /// model's `weights`.
 ///
 /// Errors where `bits` cannot be met because what does not depend on the step takes more.
+///
+/// Of matrices of each of which there is a [`RateSample`]; see its example.
 pub fn solve_exponent(samples: &[RateSample], other_bytes: usize, weights: usize, bits: f64) -> Result<f64> {
     Budget { other_bytes, weights, bits }.solve(samples)
 }

@@ -23,6 +23,7 @@ use crate::tile::STRIPE_ROWS;
 /// use tch::{Device, Kind, Tensor};
 /// let weight = Tensor::randn([64, 128], (Kind::Half, Device::Cpu));
 /// let compressed = CompressedTensor::compress("w", &weight, StepRule::RowAbsmax, EncodeOptions::default())?;
+/// assert!(compressed.stats().bits_per_weight < 9.0 && compressed.stats().snr_db > 35.0);
 /// let back = compressed.decompress()?;
 /// assert_eq!((back.kind(), back.size()), (Kind::Half, vec![64, 128]));
 /// assert!((back - weight).abs().max().double_value(&[]) < 0.05);
@@ -36,6 +37,8 @@ pub struct CompressedTensor {
 }
 
 /// What compression made of one matrix.
+///
+/// Given by a [`CompressedTensor`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TensorStats {
     /// Number of weights.
@@ -191,6 +194,8 @@ fn encode_smallest(
 }
 
 /// Decodes `buffers` into a tensor of the original dtype, on the CPU: a grid dequantized, floats bit for bit.
+///
+/// What [`Buffers`] hold; see its example.
 pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
     let view = buffers.view(tensor_path)?;
     view.verify_checksum()?;
@@ -198,6 +203,8 @@ pub fn decompress(buffers: &Buffers, tensor_path: &str) -> Result<Tensor> {
 }
 
 /// As [`decompress`], of buffers whose checksum was compared, or need not be.
+///
+/// What a [`View`] looks at; see its example.
 pub fn decompress_view(view: &View) -> Result<Tensor> {
     let shape = [view.header.grid.rows() as i64, view.header.grid.cols() as i64];
     let flat = if view.header.layout.is_grid() { dequantized(view)? } else { floats(view)? };
@@ -236,6 +243,16 @@ fn floats(view: &View) -> Result<Tensor> {
 }
 
 /// A float matrix in FP32, with the dtype it came in.
+///
+/// ```
+/// use codecllm::codec::{Matrix, SourceDtype};
+/// use tch::{Device, Kind, Tensor};
+/// let matrix = Matrix::of("w", &Tensor::ones([160, 64], (Kind::BFloat16, Device::Cpu)))?;
+/// assert_eq!((matrix.shape, matrix.dtype, matrix.weights[0]), ([160, 64], SourceDtype::BF16, 1.0));
+/// assert_eq!(matrix.sample(2048).shape, [32, 64]); // two stripes of sixteen rows
+/// assert!(Matrix::of("ids", &Tensor::ones([2, 2], (Kind::Int64, Device::Cpu))).is_err());
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Matrix {
     /// Row-major weights.
@@ -375,6 +392,8 @@ pub(crate) fn raw_bytes(tensor: &Tensor, subject: &str) -> Result<Vec<u8>> {
 }
 
 /// Order-0 entropy of grid values, bits each.
+///
+/// What [`encode`](super::encode()) comes near to; see its example.
 pub fn grid_entropy(values: &[i16]) -> f64 {
     let mut counts = vec![0u64; 1 << 16];
     values.iter().for_each(|&value| counts[usize::from(value as u16)] += 1);

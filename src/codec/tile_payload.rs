@@ -7,6 +7,8 @@ use crate::tile::raw_bits::RawField;
 use crate::tile::Tile;
 
 /// Bytes of a tile header.
+///
+/// A [`TileHeader`] has as many; see its example.
 pub const TILE_HEADER_BYTES: usize = 8;
 /// Alignment of a tile's payload.
 pub const PAYLOAD_ALIGN_BYTES: usize = 16;
@@ -18,6 +20,8 @@ const FLAG_WIDE_LENGTHS: u8 = 1 << 5;
 const FLAG_WIDE_ESCAPES: u8 = 1 << 6;
 
 /// What is coded of a value.
+///
+/// Stands in a [`TileHeader`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Predictor {
     /// The value itself.
@@ -27,6 +31,19 @@ pub enum Predictor {
 }
 
 /// The 8-byte header of a tile.
+///
+/// ```
+/// use codecllm::codec::{CompressedTensor, EncodeOptions, Predictor, StepRule, TileHeader, TILE_HEADER_BYTES};
+/// use tch::{Device, Kind, Tensor};
+/// let ramp = Tensor::arange(64 * 64, (Kind::Float, Device::Cpu)).view([64, 64]);
+/// let compressed = CompressedTensor::compress("w", &ramp, StepRule::Step(1.0), EncodeOptions::default())?;
+/// let view = compressed.buffers().view("w")?;
+/// let bytes: [u8; TILE_HEADER_BYTES] = compressed.buffers().tiles[..TILE_HEADER_BYTES].try_into().unwrap();
+/// let tile = TileHeader::parse(bytes, &view.header, "w")?;
+/// assert_eq!((tile.to_bytes(), tile, tile.predictor), (bytes, view.tile_header(0)?, Predictor::Left));
+/// assert!(tile.has_symbols() && tile.raw_field(&view.header).magnitude_bits == tile.raw_magnitude_bits);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileHeader {
     /// Where the payload starts, in units of 16 bytes.
@@ -123,6 +140,8 @@ impl TileHeader {
 }
 
 /// The checked sections of one tile's payload.
+///
+/// Given by a [`View`](super::View); see its example.
 #[derive(Clone, Debug)]
 pub struct TileSections<'a> {
     /// The tile's header.
@@ -142,7 +161,7 @@ pub struct TileSections<'a> {
 impl<'a> TileSections<'a> {
     /// Splits `payload`, the bytes from the tile's offset to the next tile's, and checks that they are exactly
     /// what the header and the lane lengths say.
-    pub fn split(
+    pub(super) fn split(
         tile_header: TileHeader,
         header: &Header,
         tile: &Tile,
@@ -219,7 +238,7 @@ impl<'a> TileSections<'a> {
     }
 
     /// Bytes of the escapes, positions and values.
-    pub fn escape_bytes(&self) -> usize {
+    pub(crate) fn escape_bytes(&self) -> usize {
         self.escape_positions.len() + self.escape_values.len()
     }
 

@@ -3,6 +3,8 @@
 use crate::error::{Error, Result};
 
 /// The architectures that kernels are compiled and tested for, oldest first.
+///
+/// Taken one by one by [`compile_all`](super::compile_all); see its example.
 pub const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
 /// What NVRTC is asked for.

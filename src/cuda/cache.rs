@@ -79,12 +79,17 @@ fn key(source: &Source, headers: &[Header], target: &Target, driver: i32) -> u12
     hash.digest128()
 }
 
+/// Whether the driver finds the end of a binary by itself: that of machine code by its ELF header, that of PTX by a zero.
+fn has_end(binary: &[u8]) -> bool {
+    binary.starts_with(b"\x7fELF") || binary.ends_with(&[0])
+}
+
 /// The binary, if the file is whole.
 fn read(path: &Path) -> Option<Vec<u8>> {
     let mut file = std::fs::read(path).ok()?;
     let checksum = file.strip_prefix(MAGIC)?.first_chunk()?;
     let binary = file.get(HEADER_BYTES..)?;
-    if u128::from_le_bytes(*checksum) != xxh3_128(binary) {
+    if u128::from_le_bytes(*checksum) != xxh3_128(binary) || !has_end(binary) {
         return None;
     }
     file.drain(..HEADER_BYTES);
@@ -108,6 +113,7 @@ mod tests {
 
     static SOURCE: Source = Source::file("axpy.cu", "text");
     static HEADERS: [Header; 1] = [Header { name: "half.cuh", text: "header" }];
+    const BINARY: &[u8] = b"\x7fELF machine code";
     const DRIVER: i32 = 13000;
     const TARGET: Target = Target::Cubin("sm_90a");
 
@@ -120,7 +126,7 @@ mod tests {
         let mut compiled = false;
         let binary = cache.compiled(&SOURCE, &HEADERS, &TARGET, DRIVER, || {
             compiled = true;
-            Ok(b"machine code".to_vec())
+            Ok(BINARY.to_vec())
         });
         (binary.unwrap(), compiled)
     }
@@ -135,8 +141,8 @@ mod tests {
     fn the_second_read_hits() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(folder.path());
-        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
-        assert_eq!(ask(&cache), (b"machine code".to_vec(), false));
+        assert_eq!(ask(&cache), (BINARY.to_vec(), true));
+        assert_eq!(ask(&cache), (BINARY.to_vec(), false));
         let name = only_file(&cache).file_name().unwrap().to_str().unwrap().to_owned();
         assert!(name.starts_with("axpy.cu-sm_90a-"), "{name}");
     }
@@ -150,15 +156,15 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for end in 0..whole.len() {
             std::fs::write(&path, &whole[..end]).unwrap();
-            assert_eq!(ask(&cache), (b"machine code".to_vec(), true), "truncated to {end} bytes");
+            assert_eq!(ask(&cache), (BINARY.to_vec(), true), "truncated to {end} bytes");
             assert_eq!(std::fs::read(&path).unwrap(), whole);
         }
         for at in 0..whole.len() {
             let mut flipped = whole.clone();
             flipped[at] ^= 1;
             std::fs::write(&path, &flipped).unwrap();
-            assert_eq!(ask(&cache), (b"machine code".to_vec(), true), "flipped at {at}");
-            assert_eq!(ask(&cache), (b"machine code".to_vec(), false), "written anew at {at}");
+            assert_eq!(ask(&cache), (BINARY.to_vec(), true), "flipped at {at}");
+            assert_eq!(ask(&cache), (BINARY.to_vec(), false), "written anew at {at}");
         }
     }
 
@@ -167,9 +173,9 @@ mod tests {
         // A file in its place: root, too, fails to make a folder below it.
         let file = tempfile::NamedTempFile::new().unwrap();
         let cache = cache(file.path());
-        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
-        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
-        assert_eq!(ask(&DiskCache { folder: None }), (b"machine code".to_vec(), true));
+        assert_eq!(ask(&cache), (BINARY.to_vec(), true));
+        assert_eq!(ask(&cache), (BINARY.to_vec(), true));
+        assert_eq!(ask(&DiskCache { folder: None }), (BINARY.to_vec(), true));
     }
 
     #[test]
@@ -178,7 +184,7 @@ mod tests {
         let cache = cache(folder.path());
         let fail = || Err(crate::Error::invalid("axpy.cu", "does not compile"));
         assert!(cache.compiled(&SOURCE, &HEADERS, &TARGET, DRIVER, fail).is_err());
-        assert_eq!(ask(&cache), (b"machine code".to_vec(), true));
+        assert_eq!(ask(&cache), (BINARY.to_vec(), true));
     }
 
     #[test]

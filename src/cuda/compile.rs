@@ -25,6 +25,8 @@ pub(super) const OPTIONS: [&str; 2] = ["--std=c++17", "-lineinfo"];
 const NO_CACHE: &str = "--no-cache";
 
 /// A module, compiled: a kernel file, or one kernel of a file.
+///
+/// Made by [`compile_all`]; see its example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// The name of the file in `csrc/kernels`, or of the kernel.
@@ -37,12 +39,14 @@ pub struct Compiled {
 
 /// Compiles every kernel for one of [`ARCHITECTURES`], on rayon's threads.
 ///
-/// ```
-/// # if codecllm::cuda::has_compiler() {
-/// for compiled in codecllm::cuda::compile_all("sm_90a")? {
-///     println!("{}: {} bytes", compiled.name, compiled.binary.len());
+/// ```no_run
+/// // Takes two cores a minute.
+/// use codecllm::cuda::{compile_all, has_compiler, ARCHITECTURES};
+/// if has_compiler() {
+///     for compiled in compile_all(ARCHITECTURES[3])? {
+///         assert!(compiled.binary.starts_with(b"\x7FELF") && compiled.log.is_empty(), "{}", compiled.name);
+///     }
 /// }
-/// # }
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 ///
@@ -62,6 +66,8 @@ pub fn compile_all(arch: &str) -> Result<Vec<Compiled>> {
 }
 
 /// Whether NVRTC can be loaded. It comes with libtorch's CUDA packages.
+///
+/// What [`compile_all`] needs; see its example.
 pub fn has_compiler() -> bool {
     static PRESENT: OnceLock<bool> = OnceLock::new();
     *PRESENT.get_or_init(load_compiler)

@@ -9,6 +9,8 @@ use super::driver::{self, DriverContext};
 use crate::error::Result;
 
 /// A GPU and its driver.
+///
+/// Made by [`device_info`]; see its example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceInfo {

@@ -14,10 +14,12 @@ const FILE: &str = "libtorch_cuda.so";
 /// Loads the CUDA part of libtorch, before libtorch is first asked about CUDA. Later calls repeat the first answer.
 ///
 /// ```
-/// match codecllm::cuda::load() {
-///     Ok(()) => println!("{}", codecllm::cuda::device_info(0)?.name),
+/// use codecllm::cuda;
+/// match cuda::load() {
+///     Ok(()) => println!("{}", cuda::device_info(0)?.name),
 ///     Err(error) => println!("{error}"), // CUDA: no NVIDIA driver here (...); install one, or use the CPU
 /// }
+/// assert_eq!(cuda::is_available(), cuda::load().is_ok());
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 ///
@@ -29,6 +31,8 @@ pub fn load() -> Result<()> {
 }
 
 /// Whether CUDA can be used; loads it.
+///
+/// The answer of [`load`] without its words; see its example.
 pub fn is_available() -> bool {
     load().is_ok()
 }

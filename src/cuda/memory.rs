@@ -14,12 +14,14 @@ const INTERVAL: Duration = Duration::from_millis(5);
 /// Watches a GPU's memory from its start on. What was occupied before does not count, the driver's own context neither.
 ///
 /// ```
-/// use codecllm::cuda::PeakMemory;
-/// # if codecllm::cuda::is_available() {
-/// let peak = PeakMemory::start(0)?;
-/// // load a model, generate ...
-/// println!("{} bytes", peak.finish());
-/// # }
+/// use codecllm::cuda::{is_available, PeakMemory};
+/// if is_available() {
+///     let peak = PeakMemory::start(0)?;
+///     // load a model ...
+///     println!("{} bytes to load it", peak.peak_bytes());
+///     // generate ...
+///     println!("{} bytes", peak.finish());
+/// }
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

@@ -6,6 +6,8 @@
 //!
 //! [`load`] must come before the first question to libtorch about CUDA: without `libtorch_cuda` it answers that there
 //! is none, and keeps to that answer.
+//!
+//! [`Recorder`] times work on a GPU; see its example.
 
 mod architecture;
 mod at_once;

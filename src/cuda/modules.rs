@@ -90,7 +90,8 @@ impl Modules {
             .cache
             .compiled(source, HEADERS, &self.target, driver, || (self.compile)(source, &self.target))?;
         let _entered = device.enter()?;
-        // SAFETY: an ELF file, whose header tells the driver its size, or PTX with its terminator, as NVRTC made it.
+        // SAFETY: an ELF file, whose header tells the driver its size, or PTX with its terminator: as NVRTC made it now, or made it once and the
+        // cache kept it, which checks both its checksum and that it has such an end.
         let module = unsafe { result::module::load_data(binary.as_ptr().cast()) }.about(source.name)?;
         if let Err(error) = load_functions(module) {
             // Its own failure would tell less than the one before.

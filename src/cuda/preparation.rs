@@ -12,6 +12,8 @@ use super::modules::{by_compiler, Compile};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Times to make every kernel ready on a GPU.
+///
+/// Made by [`time_kernel_preparation`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct KernelPreparation {
@@ -25,6 +27,13 @@ pub struct KernelPreparation {
 
 /// Makes every kernel ready on the GPU with this number, first with an empty cache in a folder of its own, then again with what
 /// that left there. What the process has loaded already is neither used nor changed, nor is the user's cache.
+///
+/// ```no_run
+/// // Needs a GPU.
+/// let ready = codecllm::cuda::time_kernel_preparation(0)?;
+/// println!("{} modules: {} s, then {} s", ready.count, ready.compile_seconds, ready.cached_seconds);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`load`](super::load); [`ErrorKind::Io`](crate::ErrorKind::Io) without a place for temporary files or room in it, and what

@@ -10,16 +10,21 @@ use crate::error::Result;
 /// Records work on one stream of its own.
 ///
 /// ```no_run
-/// use codecllm::cuda::{self, Recorder};
+/// // Needs a GPU.
+/// use codecllm::cuda::{self, Recorder, Recording};
 /// use tch::{Device, Kind, Tensor};
 /// cuda::load()?;
 /// let from = Tensor::zeros([1 << 28], (Kind::Float, Device::Cuda(0)));
 /// let mut to = from.empty_like();
 /// let recorder = Recorder::new(0)?;
-/// let copy = recorder.record(|| {
-///     to.copy_(&from);
-///     Ok(())
-/// })?;
+/// // SAFETY: the work allocates nothing, and `from` and `to` live until after the last replay.
+/// let copy: Recording = unsafe {
+///     recorder.record(|| {
+///         to.copy_(&from);
+///         Ok(())
+///     })?
+/// };
+/// copy.replay()?; // warm
 /// println!("{} s", copy.replay_seconds()?);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
@@ -29,8 +34,9 @@ pub struct Recorder {
     stream: Stream,
 }
 
-/// Recorded work. The tensors that it reads and writes must outlive it: a replay goes to their memory, whoever owns that
-/// by then.
+/// Recorded work: a replay goes to the memory of the tensors that it read and wrote, see [`Recorder::record`].
+///
+/// Made by a [`Recorder`]; see its example.
 #[derive(Debug)]
 pub struct Recording {
     device: &'static Device,
@@ -54,7 +60,12 @@ impl Recorder {
     ///
     /// # Errors
     /// What `work` reports; `Cuda` where it waits for the GPU or does something else that no graph can hold.
-    pub fn record(&self, mut work: impl FnMut() -> Result<()>) -> Result<Recording> {
+    ///
+    /// # Safety
+    /// All memory of the GPU that `work` reads or writes must belong to tensors that live, where they are, until the last replay has ended. Those
+    /// that `work` makes itself must be kept, too, or be made in the first call only: after the recording, libtorch gives the memory of a
+    /// dropped one to whoever asks next.
+    pub unsafe fn record(&self, mut work: impl FnMut() -> Result<()>) -> Result<Recording> {
         let (device, stream) = (self.device, self.stream);
         device.synchronize(device.current_stream()?)?;
         let graph = device.with_stream(stream, || {
@@ -110,14 +121,17 @@ mod tests {
         let mut count = Tensor::zeros([1], (Kind::Float, tch::Device::Cuda(0)));
         let seen = count.shallow_clone();
         let recorder = Recorder::new(0).unwrap();
-        let recording = recorder.record(|| count.f_add_scalar_(1.0).map(drop).about("count")).unwrap();
+        let add = || count.f_add_scalar_(1.0).map(drop).about("count");
+        // SAFETY: it adds in place to a tensor that lives until the end of the test.
+        let recording = unsafe { recorder.record(add) }.unwrap();
         assert_eq!(seen.double_value(&[0]), 1.0);
         recording.replay().unwrap();
         assert_eq!(seen.double_value(&[0]), 2.0);
         let seconds = recording.replay_seconds().unwrap();
         assert!(seconds > 0.0 && seconds < 0.1, "{seconds}");
         assert_eq!(seen.double_value(&[0]), 4.0, "one replay runs ahead of the one that is timed");
-        let error = recorder.record(|| Err(Error::invalid("work", "refused"))).unwrap_err();
+        // SAFETY: it touches nothing.
+        let error = unsafe { recorder.record(|| Err(Error::invalid("work", "refused"))) }.unwrap_err();
         assert_eq!(error.to_string(), "work: refused");
     }
 }

@@ -13,7 +13,8 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Stream(CUstream);
 
-// SAFETY: a handle, not memory: the driver's functions take it from any thread, and libtorch never destroys a stream.
+// SAFETY: a handle, not memory: the driver's functions take it from any thread, and libtorch never destroys a stream of its own. One that
+// C++ code made and gave to libtorch as its current stream has to live while work is launched there, for libtorch's own kernels as well.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
 unsafe impl Sync for Stream {}

@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use tch::Kind;
 
 use super::blocks::widen;
-use super::file::{GgufFile, TensorInfo};
+use super::file::{zeros, GgufFile, TensorInfo};
 use super::tensors::Import;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -41,7 +41,7 @@ pub(super) fn convert(file: &GgufFile, import: &Import<'_>, kind: Kind) -> Resul
     let element_bytes = element(kind).bitsize() / 8;
     let row_weights = info.weights as usize / rows;
     let head_rows = import.rotary_heads.map(|heads| rows / heads);
-    let mut out = vec![0; info.weights as usize * element_bytes];
+    let mut out = zeros((info.weights as usize).saturating_mul(element_bytes), &info.name)?;
     let failed = out.par_chunks_mut(row_weights * element_bytes).enumerate().find_map_any(|(row, out)| {
         let from = head_rows.map_or(row, |head_rows| rotary_source(row, head_rows));
         let stored = stored.get(from * row_bytes..(from + 1) * row_bytes).unwrap_or_default();

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 
 /// Keys and tensor list may take this many bytes; those of the largest vocabularies take twenty times less.
 const MOST_HEADER_BYTES: u64 = 256 << 20;
+/// The same of a key or of a tensor's name, which errors show.
+const MOST_NAME_BYTES: u64 = 1024;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
@@ -46,9 +48,24 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
+    /// A key or the name of a tensor.
+    pub fn name(&mut self, what: &str) -> Result<String> {
+        let length = self.u64(what)?;
+        if length > MOST_NAME_BYTES {
+            let message =
+                format!("{what} is {length} bytes long, wanted at most {MOST_NAME_BYTES} (file damaged?)");
+            return Err(self.corrupt(message));
+        }
+        self.text_of(length, what)
+    }
+
     /// A string: its length, then its bytes.
     pub fn text(&mut self, what: &str) -> Result<String> {
         let length = self.u64(what)?;
+        self.text_of(length, what)
+    }
+
+    fn text_of(&mut self, length: u64, what: &str) -> Result<String> {
         let bytes = self.bytes(length, what)?;
         String::from_utf8(bytes)
             .map_err(|e| self.corrupt(format!("{what}: a string is not UTF-8 ({e}); get the file anew")))

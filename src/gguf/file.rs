@@ -10,7 +10,7 @@ use super::metadata::Metadata;
 use super::tensor_type::TensorType;
 use super::value::{Number, Value};
 use crate::checkpoint::Snapshot;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
@@ -80,7 +80,7 @@ impl GgufFile {
 
     /// A tensor's data, as it is stored.
     pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; tensor.bytes as usize];
+        let mut bytes = zeros(tensor.bytes as usize, &tensor.name)?;
         let at = self.data_start + tensor.offset;
         self.file
             .read_exact_at(&mut bytes, at)
@@ -92,6 +92,20 @@ impl GgufFile {
     pub fn check_unchanged(&self) -> Result<()> {
         self.snapshot.check()
     }
+}
+
+/// Memory for tensor `name`, or an error where there is none: a file with holes may say any size and take no room on a disk.
+pub(super) fn zeros<T: Clone + Default>(count: usize, name: &str) -> Result<Vec<T>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(count).map_err(|e| {
+        let bytes = count.saturating_mul(size_of::<T>());
+        let message = format!(
+            "needs {bytes} bytes of memory, which are not there ({e}); import it on a larger machine"
+        );
+        Error::new(ErrorKind::OutOfMemory, name, message).with_source(e)
+    })?;
+    zeros.resize(count, T::default());
+    Ok(zeros)
 }
 
 /// Magic and version; then how many tensors and keys there are.
@@ -128,7 +142,7 @@ fn read_front(cursor: &mut Cursor<'_>, path: &str) -> Result<(u64, u64)> {
 fn read_keys(cursor: &mut Cursor<'_>, count: u64, path: &str) -> Result<Metadata> {
     let mut values = BTreeMap::new();
     for _ in 0..count {
-        let key = cursor.text("a key")?;
+        let key = cursor.name("a key")?;
         let value = cursor.value(&key)?;
         if let Some(before) = values.insert(key.clone(), value) {
             let message =
@@ -153,7 +167,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, count: u64, path: &str) -> Result<Vec<T
 }
 
 fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo> {
-    let name = cursor.text("a tensor's name")?;
+    let name = cursor.name("a tensor's name")?;
     let dimensions = cursor.u32(&name)?;
     if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
         let message = format!("has {dimensions} dimensions, wanted 1 to {MOST_DIMENSIONS} (file damaged?)");

@@ -10,7 +10,7 @@ use tch::Kind;
 use super::blocks::widen;
 use super::config::{dtype_name, Model, Shape};
 use super::convert::{convert, element};
-use super::file::{GgufFile, TensorInfo};
+use super::file::{zeros, GgufFile, TensorInfo};
 use super::rope::RopeScaling;
 use super::special_tokens::{generation_config, stop_tokens};
 use super::tensor_type::TensorType;
@@ -22,6 +22,8 @@ use crate::error::{Error, Result};
 use crate::model::LlamaConfig;
 
 /// How to import.
+///
+/// Given to [`import`]; see its example.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
     /// The dtype to write: `Half`, `BFloat16` or `Float`. Without one it is that of the file's matrices where all are F32 or all are
@@ -34,6 +36,8 @@ pub struct ImportOptions {
 }
 
 /// What was imported.
+///
+/// Made by [`import`]; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImportReport {
     /// PyTorch's name of the dtype written: `float16`, `bfloat16` or `float32`.
@@ -61,6 +65,7 @@ pub struct ImportReport {
 /// Imports the GGUF file `file` into the new Hugging Face directory `out`, which appears when it is complete.
 ///
 /// ```no_run
+/// // Needs a GGUF file.
 /// use codecllm::gguf::{import, ImportOptions};
 /// let report = import("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2", &ImportOptions::default(), &mut |_| {})?;
 /// println!("{} tensors in {}", report.tensors, report.dtype);
@@ -263,7 +268,7 @@ impl Tokens {
 /// A small tensor in FP32.
 fn floats(file: &GgufFile, tensor: &TensorInfo) -> Result<Vec<f32>> {
     let stored = file.read(tensor)?;
-    let mut floats = vec![0.0; tensor.weights as usize];
+    let mut floats = zeros(tensor.weights as usize, &tensor.name)?;
     widen(tensor.kind, &stored, &mut floats);
     Ok(floats)
 }

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 
 /// Larger counts than this are an error: products of two stay in 64 bits.
 const MOST_COUNT: i128 = 1 << 31;
+/// What a message shows of a value at most.
+const MOST_SHOWN_CHARS: usize = 200;
 
 /// The keys of a file.
 #[derive(Debug)]
@@ -78,11 +80,10 @@ impl Metadata {
         }
     }
 
-    /// An array of numbers.
-    pub fn numbers(&self, key: &str) -> Result<Option<Vec<Number>>> {
+    /// An array of numbers, to be counted before anything is made of them: a byte of the file may be one.
+    pub fn numbers(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = Option<Number>> + '_>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let numbers = value.numbers().and_then(Iterator::collect::<Option<Vec<_>>>);
-        numbers.map(Some).ok_or_else(|| self.corrupt(key, value, "an array of numbers"))
+        value.numbers().map(Some).ok_or_else(|| self.corrupt(key, value, "an array of numbers"))
     }
 
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -94,11 +95,21 @@ impl Metadata {
     }
 
     pub fn corrupt(&self, key: &str, got: impl Display, wanted: &str) -> Error {
-        Error::corrupt(&*self.path, format!("{key} is {got}, wanted {wanted}"))
+        Error::corrupt(&*self.path, format!("{key} is {}, wanted {wanted}", shown(got)))
     }
 
     /// The key says something that is not implemented; `wanted` ends with a cure, if there is one.
     pub fn unsupported(&self, key: &str, got: impl Display, wanted: &str) -> Error {
+        let got = shown(got);
         Error::unsupported(&*self.path, format!("{key} is {got}, which cannot be imported; wanted {wanted}"))
+    }
+}
+
+/// The beginning of a value that may be as long as a header.
+fn shown(value: impl Display) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(MOST_SHOWN_CHARS) {
+        None => text,
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
     }
 }

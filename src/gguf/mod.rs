@@ -5,6 +5,8 @@
 //! allocated. What would change the maths and cannot be said in a `config.json` or a `tokenizer.json` is refused by name.
 //!
 //! Tensors are read, widened and written one at a time.
+//!
+//! [`import`] does it; see its example.
 
 mod blocks;
 mod config;

@@ -6,7 +6,7 @@ use super::metadata::Metadata;
 use super::value::{Number, Texts, Value};
 use crate::error::Result;
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 /// No tokenizer's is as long; finding a piece's merges takes time with its square.
 const MOST_TOKEN_BYTES: usize = 512;
@@ -142,8 +142,9 @@ fn read_kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<TokenKind>> {
         return Err(metadata.corrupt(TYPES, "missing", &format!("{wanted}; get a newer file, {CURE}")));
     };
     let count = numbers.len();
-    let kinds: Option<Vec<_>> = numbers.into_iter().map(TokenKind::from_number).collect();
-    kinds
-        .filter(|kinds| kinds.len() == tokens)
+    let kinds = || numbers.map(|number| TokenKind::from_number(number?)).collect();
+    (count == tokens)
+        .then(kinds)
+        .flatten()
         .ok_or_else(|| metadata.corrupt(TYPES, format!("an array of {count} numbers"), &wanted))
 }

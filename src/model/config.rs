@@ -1,5 +1,7 @@
 //! `config.json` of a Llama, read strictly: a setting that changes the maths and is not implemented is an
 //! error, never ignored.
+//!
+//! [`LlamaConfig`] reads it; see its example.
 
 use std::path::Path;
 
@@ -9,6 +11,8 @@ use super::fields::Fields;
 use crate::error::{Error, Result};
 
 /// How rotary frequencies are stretched beyond the trained context.
+///
+/// Read by [`LlamaConfig`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
@@ -34,12 +38,15 @@ pub enum RopeScaling {
 /// The settings of a Llama, under the names of Hugging Face's `config.json`.
 ///
 /// ```
-/// use codecllm::model::LlamaConfig;
+/// use codecllm::model::{LlamaConfig, RopeScaling};
 /// let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
 ///     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "rms_norm_eps": 1e-5,
-///     "max_position_embeddings": 256}"#;
+///     "max_position_embeddings": 256, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}"#;
 /// let config = LlamaConfig::from_json(json, "config.json")?;
 /// assert_eq!((config.head_dim, config.rope_theta), (16, 10000.0));
+/// assert!(matches!(config.rope_scaling, RopeScaling::Linear { factor: 2.0 }));
+/// let error = LlamaConfig::from_json(&json.replace("linear", "yarn"), "config.json").unwrap_err();
+/// assert!(error.to_string().contains("yarn"), "what is not implemented is refused: {error}");
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +125,33 @@ const MUST_BE_OFF: &[&str] = &[
 ];
 
 impl LlamaConfig {
+    /// The settings of Llama-3.1-8B: a shape to plan for, or to fill with weights of one's own.
+    ///
+    /// Planned for by [`plan`](crate::plan::plan()); see its example.
+    pub fn llama_3_1_8b() -> Self {
+        Self {
+            vocab_size: 128_256,
+            hidden_size: 4096,
+            intermediate_size: 14336,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 8,
+            head_dim: 128,
+            max_position_embeddings: 131_072,
+            rms_norm_eps: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling: RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_context: 8192.0,
+            },
+            attention_bias: false,
+            mlp_bias: false,
+            tie_word_embeddings: false,
+        }
+    }
+
     /// Reads `config.json` in the model directory `dir`.
     ///
     /// # Errors

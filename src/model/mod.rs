@@ -1,5 +1,7 @@
 //! Model architectures. They know layers, not files: weights come through
 //! [`WeightSource`](crate::checkpoint::WeightSource).
+//!
+//! [`Llama`] is the one there is; see its example.
 
 pub mod config;
 mod fields;

@@ -17,6 +17,8 @@ use crate::ops::transformer::Launcher;
 use crate::ops::WeightRef;
 
 /// How often and for how long a weight was decoded.
+///
+/// What a [`CompressedLinear`](super::CompressedLinear) counts; see its example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DecodeCounters {
     /// Decodes of the whole weight: fused or into scratch.

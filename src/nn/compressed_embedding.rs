@@ -26,6 +26,16 @@ use crate::ops::{cuda, gather_rows, ScratchElement};
 /// let embedding = CompressedEmbedding::new(&(vs.root() / "embed"), &compressed, Kind::Half)?;
 /// let rows = embedding.try_forward(&Tensor::from_slice(&[7i64, 99]))?;
 /// assert_eq!((rows.size(), rows.kind()), (vec![2, 64], Kind::Half));
+/// assert_eq!((embedding.shape(), embedding.tensor_path()), ([100, 64], "embed.weight"));
+/// assert_eq!(embedding.weight_bytes(), compressed.stats().compressed_bytes);
+/// // A head on the same bytes; only its products decode all of the table.
+/// embedding.set_counting(true);
+/// assert_eq!(embedding.tied_head().try_forward(&rows)?.size(), [2, 100]);
+/// assert_eq!(embedding.counters().decodes, 1);
+/// // From the buffers of a container.
+/// let buffers: Vec<Tensor> = compressed.buffers().iter().map(|(_, bytes)| Tensor::from_slice(bytes)).collect();
+/// let read = CompressedEmbedding::from_tensors(&(vs.root() / "read"), buffers.try_into().unwrap(), Kind::Half)?;
+/// assert_eq!(read.try_forward(&Tensor::from_slice(&[7i64, 99]))?, rows);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

@@ -23,6 +23,8 @@ pub(crate) use cuda::SCRATCH_BYTES as GPU_SCRATCH_BYTES;
 /// Where the paths cross depends on how fast libtorch multiplies in the dtype (measured on two AVX-512 cores with
 /// `codecllm bench`): a further row costs the fused path 0.02 ns a weight, libtorch 0.08 in FP16, 0.025 in FP32 and 0.008
 /// in BF16, and decoding into scratch costs about 0.6 ns a weight once. In FP16 libtorch never catches up.
+///
+/// What a [`CompressedLinear`] goes by; see its example.
 pub fn default_fused_rows(kind: Kind) -> usize {
     match kind {
         Kind::Half => 1024,
@@ -44,7 +46,7 @@ pub(crate) const SCRATCH_BYTES: usize = 32 << 20;
 ///
 /// ```
 /// use codecllm::codec::{CompressedTensor, EncodeOptions, StepRule};
-/// use codecllm::nn::CompressedLinear;
+/// use codecllm::nn::{default_fused_rows, CompressedLinear, DecodeCounters};
 /// use tch::{nn, nn::Module, Device, Kind, Tensor};
 /// let vs = nn::VarStore::new(Device::Cpu);
 /// let weight = Tensor::randn([96, 64], (Kind::Float, Device::Cpu));
@@ -54,6 +56,22 @@ pub(crate) const SCRATCH_BYTES: usize = 32 << 20;
 /// assert_eq!(linear.try_forward(&x)?.size(), [2, 96]);
 /// assert!((linear.forward(&x) - x.linear(&weight, None::<&Tensor>)).abs().max().double_value(&[]) < 1.0);
 /// assert_eq!(vs.variables().len(), 5);
+/// assert_eq!((linear.shape(), linear.tensor_path()), ([96, 64], "fc.weight"));
+/// assert_eq!(linear.weight_bytes(), compressed.stats().compressed_bytes);
+/// // Few rows are multiplied while decoding, many after it: bit for bit what libtorch makes of the decoded weight.
+/// assert!(linear.is_fused(&x)? && default_fused_rows(Kind::Float) >= 2);
+/// linear.set_fused_rows(0);
+/// linear.set_counting(true);
+/// let y = linear.try_forward(&x)?;
+/// let decoded = weight.empty_like();
+/// linear.decode_into(&decoded)?;
+/// assert!(!linear.is_fused(&x)? && y == x.linear(&decoded, None::<&Tensor>));
+/// let counted: DecodeCounters = linear.counters();
+/// assert_eq!(counted.decodes, 2);
+/// // From the buffers of a container.
+/// let buffers: Vec<Tensor> = compressed.buffers().iter().map(|(_, bytes)| Tensor::from_slice(bytes)).collect();
+/// let read = CompressedLinear::from_tensors(&(vs.root() / "read"), buffers.try_into().unwrap(), None)?;
+/// assert_eq!(read.shape(), linear.shape());
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::ops::transformer::{embedding, Launcher};
 /// let weight = tch::Tensor::from_slice(&[1f32, 2.0]).view([1, 2]);
 /// let linear = DenseLinear::new("fc.weight", weight, None)?;
 /// let y = linear.try_forward(&tch::Tensor::from_slice(&[3f32, 4.0]))?;
-/// assert_eq!((y.double_value(&[0]), linear.weight_bytes()), (11.0, 8));
+/// assert_eq!((y.double_value(&[0]), linear.weight_bytes(), linear.shape()), (11.0, 8, [1, 2]));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -115,6 +115,12 @@ impl DenseLinear {
         Self::new(path, weight, bias)
     }
 
+    /// Whether the weights of `parts` lie one behind the other, so that [`DenseLinear::merge`] leaves them where they are.
+    pub(super) fn lie_side_by_side(parts: &[&Self]) -> bool {
+        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+        side_by_side(&weights).is_some()
+    }
+
     /// The versions of weight and bias.
     pub(super) fn versions(&self) -> Result<Vec<BufferVersion>> {
         [Some(&self.weight), self.bias.as_ref()]
@@ -142,6 +148,8 @@ impl Module for DenseLinear {
 }
 
 /// An ordinary embedding table `[vocab, hidden]`.
+///
+/// One of the two kinds of an [`Embedding`](super::Embedding); see its example.
 #[derive(Debug)]
 pub struct DenseEmbedding {
     tensor_path: String,

@@ -30,6 +30,15 @@ use crate::ops::transformer::Launcher;
 /// let y = Tensor::zeros([2, 48], (Kind::Float, Device::Cpu));
 /// both.forward_into(&x, &y)?;
 /// assert_eq!(y, Tensor::cat(&[key.try_forward(&x)?, value.try_forward(&x)?], 1));
+/// assert_eq!((key.shape(), value.shape()), ([16, 64], [32, 64]));
+/// assert!(value.weight_bytes() < 4 * 32 * 64);
+/// // Both weights, one below the other; what many rows are multiplied with, and with no row fused all.
+/// let weights = Tensor::zeros([48, 64], (Kind::Float, Device::Cpu));
+/// both.decode_into(&weights)?;
+/// both.set_fused_rows(0);
+/// value.set_fused_rows(0); // the same: it shares its weight
+/// both.forward_into(&x, &y)?;
+/// assert!(y.allclose(&x.linear(&weights, None::<&Tensor>), 1e-4, 1e-4, false));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -57,8 +66,21 @@ impl MergedLinear {
         };
         match parts.iter().map(compressed).collect() {
             Some(compressed) => Ok(Self::Compressed(compressed)),
-            None => Ok(Self::Parts(parts.iter().map(|part| part.share()).collect())),
+            None => Ok(Self::apart(parts)),
         }
+    }
+
+    /// As [`MergedLinear::new`], but dense weights that do not lie side by side stay where they are, and are multiplied one after the
+    /// other: another thread may be reading them.
+    pub(crate) fn as_they_lie(parts: &[&Linear]) -> Result<Self> {
+        match dense_parts(parts) {
+            Some(dense) if !DenseLinear::lie_side_by_side(&dense) => Ok(Self::apart(parts)),
+            _ => Self::new(parts),
+        }
+    }
+
+    fn apart(parts: &[&Linear]) -> Self {
+        Self::Parts(parts.iter().map(|part| part.share()).collect())
     }
 
     /// Lays dense weights side by side, so that a later [`MergedLinear::new`] finds them so. Where a model is loaded layer by
@@ -264,6 +286,23 @@ mod tests {
             let _ = tch::no_grad(|| variables[1].shallow_clone().fill_(2.0));
             check(&parts, &merged);
         }
+    }
+
+    #[test]
+    fn weights_that_are_apart_stay_where_they_are_if_asked() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let parts = dense(&vs.root(), true);
+        let parts_of: Vec<&Linear> = parts.iter().collect();
+        let addresses = || [0, 1, 2].map(|i| vs.variables()[&format!("weight{i}")].data_ptr() as usize);
+        let before = addresses();
+        let merged = MergedLinear::as_they_lie(&parts_of).unwrap();
+        assert!(matches!(merged, MergedLinear::Parts(_)), "{merged:?}");
+        assert_eq!(addresses(), before);
+        check(&parts, &merged);
+        MergedLinear::lay_side_by_side(&parts_of).unwrap();
+        let merged = MergedLinear::as_they_lie(&parts_of).unwrap();
+        assert!(matches!(merged, MergedLinear::Dense(_)), "{merged:?}");
+        check(&parts, &merged);
     }
 
     #[test]

@@ -1,4 +1,6 @@
 //! tch modules whose weight is either dense or compressed; the model code above sees no difference.
+//!
+//! [`CompressedLinear`] is the one it is about; see its example.
 
 mod bias;
 mod byte_buffer;
@@ -32,6 +34,8 @@ use crate::codec::{Buffers, Layout};
 use crate::error::{Error, Result};
 
 /// A linear layer, `y = x W^T + bias`, with its weight dense or compressed.
+///
+/// Merged by a [`MergedLinear`]; see its example.
 #[derive(Debug)]
 pub enum Linear {
     /// The weight is an ordinary tensor.
@@ -123,6 +127,18 @@ fn check_output(subject: &str, x: &Tensor, y: &Tensor, out_features: usize) -> R
 }
 
 /// An embedding table, dense or compressed.
+///
+/// ```
+/// use codecllm::nn::{DenseEmbedding, Embedding};
+/// use tch::{Device, Kind, Tensor};
+/// let table = Tensor::randn([100, 64], (Kind::Float, Device::Cpu));
+/// let embedding = Embedding::Dense(DenseEmbedding::new("embed.weight", table)?);
+/// assert_eq!((embedding.shape(), embedding.weight_bytes()), ([100, 64], 4 * 100 * 64));
+/// let vectors = embedding.try_forward(&Tensor::from_slice(&[7i64]))?;
+/// let scores = embedding.tied_head().try_forward(&vectors)?; // of all tokens for that vector
+/// assert_eq!(scores.size(), [1, 100]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub enum Embedding {
     /// The table is an ordinary tensor.

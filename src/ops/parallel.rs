@@ -46,8 +46,8 @@ pub(super) fn parallel_for(count: usize, subject: &str, job: &Job<'_>) -> Result
     let first_error = Mutex::new(None);
     let context = Context { subject, job, claims: Claims::new(count, threads), first_error };
     let pointer = std::ptr::from_ref(&context).cast_mut().cast::<c_void>();
-    // SAFETY: the call returns when all of its parts have; until then the context is alive, and `run_part` reads it alone, and never
-    // unwinds into C++.
+    // SAFETY: the call returns when all of its parts have, as the end of an OpenMP region waits for its threads (libtorch's packages are
+    // built with OpenMP); until then the context is alive, and `run_part` reads it alone, and never unwinds into C++.
     let status = unsafe { codecllm_parallel_for(threads as i64, run_part, pointer) };
     let error = context.first_error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     match error {

@@ -9,6 +9,8 @@ use crate::error::{Result, TorchContext};
 const TOP: i64 = 5;
 
 /// The divergence at each of some positions.
+///
+/// Made by [`divergence`](divergence()); see its example.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PositionDivergence {
     /// `KL(reference || compressed)`, nats, never negative.
@@ -20,6 +22,8 @@ pub struct PositionDivergence {
 }
 
 /// The divergence over a text.
+///
+/// The summary of what [`divergence`](divergence()) gives; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Divergence {
     /// Mean of `KL(reference || compressed)` over the positions, nats.
@@ -37,13 +41,16 @@ pub struct Divergence {
 /// Compares log-probabilities `[positions, vocab]` of the reference with those of the other model.
 ///
 /// ```
-/// use codecllm::parity::divergence;
+/// use codecllm::parity::{divergence, Divergence};
 /// use tch::Tensor;
 /// let fair = Tensor::from_slice(&[0.5f32, 0.5]).log().view([1, 2]);
 /// let biased = Tensor::from_slice(&[0.25f32, 0.75]).log().view([1, 2]);
-/// let at = divergence(&fair, &biased)?;
+/// let mut at = divergence(&fair, &biased)?;
 /// assert!((at.kl[0] - (0.5 * 2f64.ln() + 0.5 * (2.0 / 3.0f64).ln())).abs() < 1e-6);
-/// assert_eq!(divergence(&fair, &fair)?.kl, [0.0]);
+/// at.append(divergence(&fair, &fair)?); // another position
+/// let all: Divergence = at.summary();
+/// assert_eq!((at.kl[1], all.kl_max, all.kl_mean), (0.0, at.kl[0], at.kl[0] / 2.0));
+/// assert_eq!((at.percentiles().len(), at.percentiles()[100]), (101, all.kl_max));
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 pub fn divergence(reference: &Tensor, compressed: &Tensor) -> Result<PositionDivergence> {

@@ -11,6 +11,8 @@ use crate::error::Result;
 const SHOWN_TOKENS: usize = 12;
 
 /// How long the greedy answers to one prompt agree.
+///
+/// In what [`compare`](super::compare) gives, one for each prompt; see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GreedyAgreement {
     /// The prompt.
@@ -26,6 +28,8 @@ pub struct GreedyAgreement {
 }
 
 /// What two answers say from where they part.
+///
+/// In what [`compare`](super::compare) gives of a prompt; see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FirstDivergence {
     /// The token of the answer that first differs, from 0.

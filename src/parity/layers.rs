@@ -19,6 +19,19 @@ const OVER_MEDIAN: f64 = 3.0;
 const MOST_OWN_ERROR: f64 = 0.5;
 
 /// How far one layer is from the reference's.
+///
+/// ```
+/// use codecllm::parity::{conspicuous, steepest, LayerError};
+/// let layer = |number: usize, relative_error, own_error| LayerError {
+///     layer: format!("model.layers.{number}"),
+///     relative_error,
+///     own_error,
+/// };
+/// // The third is wrong; behind it the error only piles up.
+/// let errors = [layer(0, 0.01, 0.02), layer(1, 0.02, 0.02), layer(2, 0.6, 0.9), layer(3, 0.61, 0.02)];
+/// assert_eq!(steepest(&errors).unwrap().layer, "model.layers.2");
+/// assert!(conspicuous(&errors).map(|error| &*error.layer).eq(["model.layers.2"]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerError {
     /// `model.embed_tokens`, `model.layers.N`, or `lm_head`: the last norm and the head.
@@ -53,6 +66,8 @@ pub(super) fn layer_errors(reference: &Model, compressed: &Model, window: &[i64]
 
 /// The first layer behind which the error rises as it does at wrong weights: at least half as much as at the layer
 /// where it rises most. `None` where nothing differs.
+///
+/// Of several a [`LayerError`]; see its example.
 pub fn steepest(errors: &[LayerError]) -> Option<&LayerError> {
     let before = std::iter::once(0.0).chain(errors.iter().map(|error| error.relative_error));
     let rises: Vec<f64> =
@@ -64,6 +79,8 @@ pub fn steepest(errors: &[LayerError]) -> Option<&LayerError> {
 
 /// The layers that are wrong by themselves: their own error is more than three times the median of the layers that have any, or
 /// more than a half. Compression alone makes none such; weights of another layer do, all of them.
+///
+/// Of several a [`LayerError`]; see its example.
 pub fn conspicuous(errors: &[LayerError]) -> impl Iterator<Item = &LayerError> {
     let mut sorted: Vec<f64> =
         errors.iter().map(|error| error.own_error).filter(|error| *error > 0.0).collect();

@@ -4,6 +4,8 @@
 //! Both models read the same windows of the same text. The reference defines the distribution: every divergence is
 //! `KL(reference || compressed)`, in nats, of FP32 log-probabilities, summed in FP64. Both models are in memory, and
 //! beside them the logits of a few hundred positions, however long the text is.
+//!
+//! [`compare`] does all of it; see its example.
 
 mod charts;
 mod divergence;
@@ -26,4 +28,6 @@ pub use report::{compare, Options, Progress, Report, WindowScore};
 pub(crate) use text::Text;
 
 /// Tokens of a window where the caller names no number and the model allows that many.
+///
+/// What [`compare`] takes unless told otherwise; see its example.
 pub const DEFAULT_WINDOW: usize = 512;

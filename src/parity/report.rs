@@ -14,6 +14,8 @@ use super::text::Text;
 use crate::error::{Error, Result};
 
 /// What to compare, and how.
+///
+/// Given to [`compare`]; see its example.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The UTF-8 text to read.
@@ -57,6 +59,8 @@ impl Options {
 }
 
 /// How far a comparison has come.
+///
+/// Told by [`compare`] on the way; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
     /// `load`, `text`, or `prompts`.
@@ -68,6 +72,8 @@ pub struct Progress<'a> {
 }
 
 /// One window of the text.
+///
+/// In what [`compare`] gives, one for each window; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct WindowScore {
     /// Tokens that both models predicted.
@@ -81,6 +87,8 @@ pub struct WindowScore {
 }
 
 /// The figures of a comparison.
+///
+/// Made by [`compare`]; see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The model directory that is right.
@@ -146,9 +154,26 @@ impl Report {
 /// `[1, seq]` and gives logits `[1, seq, vocab]`, alone or first.
 ///
 /// ```no_run
-/// use codecllm::parity::{compare, Options};
-/// let report = compare("model", "out", &Options::new("text.txt"), &mut |_| {})?;
+/// // Needs two models.
+/// use codecllm::parity::{compare, Options, DEFAULT_WINDOW};
+/// let prompts = vec!["What is the capital of France?".to_owned()];
+/// let options = Options { window: Some(DEFAULT_WINDOW), prompts, ..Options::new("text.txt") };
+/// let report = compare("model", "out", &options, &mut |at| eprintln!("{} {} of {}", at.stage, at.done, at.total))?;
 /// report.check(0.01)?; // nats
+/// println!("perplexity {:+.2} %", report.perplexity_change_percent());
+/// for (name, value) in report.figures() {
+///     println!("{name}: {value}");
+/// }
+/// for error in &report.layers {
+///     println!("{}: {:.4} by itself, {}", error.layer, error.own_error, report.remark(error));
+/// }
+/// println!("{}", report.greedy_summary());
+/// for answer in report.greedy.iter().filter(|answer| !answer.agrees) {
+///     let parted = answer.divergence.as_ref().unwrap();
+///     println!("{}: {} | {}", answer.prompt, parted.reference, parted.compressed);
+/// }
+/// let worst = report.per_window.iter().map(|window| window.kl_mean).fold(0.0, f64::max);
+/// println!("a window's divergence is {worst} at most");
 /// std::fs::write("report.html", report.html()?).map_err(|e| codecllm::Error::io("report.html", e))?;
 /// # Ok::<(), codecllm::Error>(())
 /// ```

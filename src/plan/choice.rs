@@ -19,6 +19,8 @@ const LOSSLESS_BF16_BITS: f64 = 10.728;
 const LOSSLESS_FP16_BITS: f64 = 13.708;
 
 /// How a model's matrices lie in memory.
+///
+/// Given to [`plan`](super::plan()); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Coding {
@@ -31,6 +33,8 @@ pub enum Coding {
 }
 
 /// Where a size comes from.
+///
+/// Given to [`plan`](super::plan()); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
@@ -43,6 +47,8 @@ pub enum Basis {
 }
 
 /// A model's weights in one form.
+///
+/// Given to [`plan`](super::plan()); see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Choice {
     /// `dense`, a preset of `codecllm compress`, or `as it is`.
@@ -66,13 +72,13 @@ impl Choice {
     /// Matrices at `bits` a weight, all else in `kind`.
     fn of_bits(shape: &ModelShape, name: &str, coding: Coding, bits: f64, kind: Kind, basis: Basis) -> Self {
         let matrices = (shape.matrix_weights() as f64 * bits / 8.0).ceil() as u64;
-        let others = (shape.others * kind.elt_size_in_bytes()) as u64;
-        Self::of_bytes(shape, name, coding, matrices + others, basis)
+        let others = shape.others.saturating_mul(kind.elt_size_in_bytes()) as u64;
+        Self::of_bytes(shape, name, coding, matrices.saturating_add(others), basis)
     }
 
     /// Uncompressed, in the dtype computed in: exact for every model of the shape.
     fn dense(shape: &ModelShape, kind: Kind) -> Self {
-        let bytes = (shape.weights() * kind.elt_size_in_bytes()) as u64;
+        let bytes = shape.weights().saturating_mul(kind.elt_size_in_bytes()) as u64;
         Self::of_bytes(shape, "dense", Coding::Dense, bytes, Basis::Exact)
     }
 }
@@ -80,6 +86,8 @@ impl Choice {
 /// `dense` and every preset of a model of `shape` that computes in `kind`, without looking at its weights: what they took in other
 /// models, and what sizes are held to. `dtype` is the checkpoint's, which `lossless` depends on; BF16 where it is not known. Of an FP32
 /// checkpoint `lossless` is left out: what it takes only the weights tell.
+///
+/// What [`plan`](super::plan()) is given; see its example.
 pub fn estimates(shape: &ModelShape, kind: Kind, dtype: Option<SourceDtype>) -> Vec<Choice> {
     let of = |name: &str, target: Target| {
         let (coding, bits) = match (target, dtype) {
@@ -96,18 +104,35 @@ pub fn estimates(shape: &ModelShape, kind: Kind, dtype: Option<SourceDtype>) -> 
 }
 
 /// As [`estimates`], with the sizes that [`checkpoint::stats`](crate::checkpoint::stats()) found on samples of this model.
+///
+/// ```no_run
+/// // Needs a model.
+/// use codecllm::checkpoint::{stats, CompressOptions};
+/// use codecllm::model::LlamaConfig;
+/// use codecllm::plan::{sampled, stored, ModelShape};
+/// let shape = ModelShape::of(&LlamaConfig::from_dir("model")?);
+/// let choices = match stored("model", tch::Kind::Half)? {
+///     (Some(compressed), _) => vec![compressed], // there is nothing to choose
+///     (None, _) => sampled(&shape, tch::Kind::Half, &stats("model", &CompressOptions::default(), &mut |_| {})?),
+/// };
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 pub fn sampled(shape: &ModelShape, kind: Kind, stats: &StatsReport) -> Vec<Choice> {
     let of = |point: &crate::checkpoint::CurvePoint| {
         let coding = if point.choice == "lossless" { Coding::Exact } else { Coding::Grid };
         let sampled = stats.weights as f64 * point.bits_per_weight / 8.0;
-        let rest = (shape.weights() as u64).saturating_sub(stats.weights) * kind.elt_size_in_bytes() as u64;
-        Choice::of_bytes(shape, &point.choice, coding, sampled.ceil() as u64 + rest, Basis::Sampled)
+        let rest = (shape.weights() as u64).saturating_sub(stats.weights);
+        let rest_bytes = rest.saturating_mul(kind.elt_size_in_bytes() as u64);
+        let bytes = (sampled.ceil() as u64).saturating_add(rest_bytes);
+        Choice::of_bytes(shape, &point.choice, coding, bytes, Basis::Sampled)
     };
     std::iter::once(Choice::dense(shape, kind)).chain(stats.choices.iter().map(of)).collect()
 }
 
 /// The weights of the model directory `dir` as they would be loaded to compute in `kind`, if it is compressed; else `None`. With it the
 /// dtype of what is not compressed. Reads headers only.
+///
+/// Asked before [`sampled`]; see its example.
 ///
 /// # Errors
 /// What [`LlamaConfig::from_dir`] and [`Reader::open`](crate::checkpoint::Reader::open) report.

@@ -6,6 +6,8 @@ use crate::cuda::device_info;
 use crate::error::Result;
 
 /// CPU or GPU: they keep keys, values and scratch in different ways.
+///
+/// Known of the machine that [`plan`](super::plan()) is given; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
@@ -16,6 +18,8 @@ pub enum Place {
 }
 
 /// A GPU whose data sheet is known.
+///
+/// Of a [`Machine`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gpu {
@@ -81,6 +85,16 @@ fn ends_with_words(name: &str, words: &str) -> bool {
 }
 
 /// Memory, and what is known of its speed.
+///
+/// ```
+/// use codecllm::plan::{Gpu, Machine, Place};
+/// let h100 = Machine::gpu(Some(Gpu::H100), None);
+/// assert_eq!((h100.place, h100.memory_bytes), (Place::Gpu, Gpu::H100.memory_bytes()));
+/// assert_eq!(h100.bytes_per_second, Some(Gpu::H100.bytes_per_second()));
+/// assert_eq!(Gpu::named("NVIDIA H100 80GB HBM3"), Some(Gpu::H100)); // as the driver says
+/// let here = Machine::detected().unwrap_or_else(|_| Machine::cpu(16_000_000_000));
+/// assert!(here.memory_bytes > 0);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Machine {
     /// CPU or GPU.

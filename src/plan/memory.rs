@@ -30,6 +30,8 @@ const CPU_LIBRARY_BYTES: u64 = 157_000_000;
 const TABLE_BYTES: u64 = 64 << 10;
 
 /// What is to be generated.
+///
+/// Counted by [`Memory`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Tokens of each sequence, prompt and answer together. The prompt may be as long.
@@ -51,15 +53,14 @@ impl Default for Workload {
 ///
 /// ```
 /// use codecllm::{model::LlamaConfig, plan::{estimates, Memory, ModelShape, Place, Workload}};
-/// let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-///     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
-/// let config = LlamaConfig::from_json(json, "config.json")?;
+/// let config = LlamaConfig::llama_3_1_8b();
 /// let dense = &estimates(&ModelShape::of(&config), tch::Kind::Half, None)[0];
 /// let workload = Workload { context: 1000, batch: 3, ..Workload::default() };
 /// let memory = Memory::of(&config, dense, &workload, Place::Gpu);
-/// // Keys and values, two layers, two heads of 16, FP16.
-/// assert_eq!(memory.cache_bytes, 2 * 2 * 2 * 16 * 2 * 1000 * 3);
-/// # Ok::<(), codecllm::Error>(())
+/// // Keys and values, 32 layers, eight heads of 128, FP16.
+/// assert_eq!(memory.cache_bytes, 2 * 32 * 8 * 128 * 2 * 1000 * 3);
+/// assert!(memory.total() > memory.weight_bytes + memory.cache_bytes);
+/// assert_eq!(memory.total_without_context(), memory.total() - memory.context_bytes);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
@@ -103,12 +104,12 @@ impl Memory {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.total_without_context() + self.context_bytes
+        self.total_without_context().saturating_add(self.context_bytes)
     }
 
     /// All but CUDA's context: what [`PeakMemory`](crate::cuda::PeakMemory) measures.
     pub fn total_without_context(&self) -> u64 {
-        [
+        sum([
             self.weight_bytes,
             self.cache_bytes,
             self.scratch_bytes,
@@ -117,10 +118,18 @@ impl Memory {
             self.table_bytes,
             self.rounding_bytes,
             self.library_bytes,
-        ]
-        .iter()
-        .sum()
+        ])
     }
+}
+
+/// What no memory could hold is the largest number.
+fn sum(counts: impl IntoIterator<Item = u64>) -> u64 {
+    counts.into_iter().fold(0, u64::saturating_add)
+}
+
+/// So many of each, all together.
+fn weighted<const N: usize>(counts: [(u64, u64); N]) -> u64 {
+    sum(counts.map(|(times, count)| times.saturating_mul(count)))
 }
 
 /// Counts; what no memory could hold is the largest number.
@@ -137,6 +146,10 @@ impl Counter<'_> {
         self.workload.kind.elt_size_in_bytes() as u64
     }
 
+    fn bytes(&self, elements: usize) -> u64 {
+        (elements as u64).saturating_mul(self.element())
+    }
+
     fn is_compressed(&self) -> bool {
         self.choice.coding != Coding::Dense
     }
@@ -144,7 +157,7 @@ impl Counter<'_> {
     /// Queries, keys and values of a token.
     fn heads(&self) -> [u64; 2] {
         [self.config.num_attention_heads, self.config.num_key_value_heads]
-            .map(|count| (count * self.config.head_dim) as u64)
+            .map(|count| count.saturating_mul(self.config.head_dim) as u64)
     }
 
     /// One plane of a layer's cache: `[batch, num_key_value_heads, context, head_dim]`, FP32 on a CPU.
@@ -179,7 +192,7 @@ impl Counter<'_> {
             Place::Gpu => (GPU_SCRATCH_BYTES, GPU_FUSED_ROWS),
         };
         let widest = self.shape.layer.iter().flatten().chain(&self.shape.tables);
-        let widest = widest.map(|matrix| count(&[*matrix]) as u64 * self.element()).max().unwrap_or(0);
+        let widest = widest.map(|matrix| self.bytes(count(&[*matrix]))).max().unwrap_or(0);
         let buffer = widest.min(limit as u64);
         let prompts = if self.prefill_tokens() > fused_rows as u64 { buffer } else { 0 };
         let steps = if self.place == Place::Gpu && self.workload.batch > GPU_FUSED_ROWS { buffer } else { 0 };
@@ -192,12 +205,13 @@ impl Counter<'_> {
         let (hidden, wide) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
         let [query, key] = self.heads();
         let element = self.element();
-        let feed_forward = element * (4 * hidden + 2 * wide);
-        let attention = element * (2 * hidden + query + 2 * key + 4 * (query + key));
+        let feed_forward = weighted([(4 * element, hidden), (2 * element, wide)]);
+        // Queries and keys are there once and four times more, values once.
+        let attention = weighted([(2 * element, hidden), (5 * element, query), (6 * element, key)]);
         let token = match self.place {
             Place::Gpu => feed_forward.max(attention),
             // The fused product of compressed weights comes in FP32; attention is computed in FP32.
-            Place::Cpu => (feed_forward + 4 * wide).max(attention + 8 * query),
+            Place::Cpu => sum([feed_forward, 4 * wide]).max(weighted([(1, attention), (8, query)])),
         };
         self.prefill_tokens().saturating_mul(token).saturating_add(self.scores())
     }
@@ -209,7 +223,8 @@ impl Counter<'_> {
         let [query, key] = self.heads();
         let shared = query != key;
         let masked = self.workload.batch > 1 || context > GPU_PREFILL_TOKENS as u64;
-        let repeated = query.saturating_mul(context).saturating_mul(2 * self.workload.batch as u64);
+        let repeated =
+            query.saturating_mul(context).saturating_mul(2).saturating_mul(self.workload.batch as u64);
         let heads = self.config.num_attention_heads as u64;
         match self.place {
             Place::Gpu if !masked => 0,
@@ -231,7 +246,7 @@ impl Counter<'_> {
             return 0;
         }
         let merged = self.shape.layer.iter().filter(|group| group.len() > 1);
-        merged.map(|group| count(group) as u64 * self.element()).sum()
+        sum(merged.map(|group| self.bytes(count(group))))
     }
 
     /// The buffers of a step: logits (a second time in FP32 where tokens are picked), the stream three times, queries, keys, values and
@@ -239,9 +254,11 @@ impl Counter<'_> {
     fn step(&self) -> u64 {
         let (hidden, wide) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
         let [query, key] = self.heads();
-        let row = self.element() * (3 * hidden + 2 * query + 2 * key + 3 * wide);
-        let logits = self.config.vocab_size as u64 * (self.element() + 4);
-        (row + logits).saturating_mul(self.workload.batch as u64)
+        let element = self.element();
+        let row =
+            weighted([(3 * element, hidden), (2 * element, query), (2 * element, key), (3 * element, wide)]);
+        let logits = self.config.vocab_size as u64 * (element + 4);
+        row.saturating_add(logits).saturating_mul(self.workload.batch as u64)
     }
 
     fn matrices(&self) -> u64 {
@@ -261,19 +278,18 @@ impl Counter<'_> {
         let bits = 8.0 * self.choice.weight_bytes as f64 / self.shape.weights() as f64;
         let bytes = |weights: usize| (weights as f64 * bits / 8.0) as u64;
         let lost = |bytes: u64| allocated(bytes) - bytes;
-        let layer: u64 = self
-            .shape
-            .layer
-            .iter()
-            .map(|group| match self.is_compressed() {
-                true => group.iter().map(|matrix| lost(bytes(count(&[*matrix])))).sum(),
-                false => lost(bytes(count(group))),
-            })
-            .sum();
-        let tables: u64 = self.shape.tables.iter().map(|matrix| lost(bytes(count(&[*matrix])))).sum();
+        let of_each =
+            |matrices: &[[usize; 2]]| sum(matrices.iter().map(|matrix| lost(bytes(count(&[*matrix])))));
+        let layer = sum(self.shape.layer.iter().map(|group| match self.is_compressed() {
+            true => of_each(group),
+            false => lost(bytes(count(group))),
+        }));
         let planes = 2 * self.config.num_hidden_layers as u64;
-        let cache = lost(self.cache_plane()).saturating_mul(planes);
-        (layer * self.shape.layers as u64 + tables).saturating_add(cache)
+        weighted([
+            (self.shape.layers as u64, layer),
+            (1, of_each(&self.shape.tables)),
+            (planes, lost(self.cache_plane())),
+        ])
     }
 }
 

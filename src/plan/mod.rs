@@ -3,6 +3,8 @@
 //! [`ModelShape`] counts weights, [`Choice`] says what each preset makes of them, [`Memory`] lists everything that lies in memory while
 //! a [`Workload`] runs on a [`Machine`], and [`plan`] puts them together. docs/guide.md states the formulas and holds them against
 //! measured peaks.
+//!
+//! All of them stand in the example of [`plan`](plan()); see its example.
 
 mod choice;
 mod machine;
@@ -24,6 +26,8 @@ use crate::model::LlamaConfig;
 const MOST_SEQUENCES: usize = 1 << 16;
 
 /// What fits a machine.
+///
+/// Made by [`plan`](plan()); see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// Weights of the model.
@@ -39,6 +43,8 @@ pub struct Plan {
 }
 
 /// What one choice takes.
+///
+/// Made by [`plan`](plan()); see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedChoice {
     /// The choice.
@@ -62,16 +68,19 @@ pub struct PlannedChoice {
 ///
 /// ```
 /// use codecllm::model::LlamaConfig;
-/// use codecllm::plan::{estimates, plan, Gpu, Machine, ModelShape, Workload};
-/// # let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-/// #     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072}"#;
-/// # let config = LlamaConfig::from_json(json, "config.json")?;
+/// use codecllm::plan::{estimates, plan, Basis, Coding, Gpu, Machine, ModelShape, Place, SpeedBasis, Workload};
+/// let config = LlamaConfig::llama_3_1_8b();
 /// let choices = estimates(&ModelShape::of(&config), tch::Kind::Half, None);
+/// assert_eq!((choices[0].coding, choices[0].basis), (Coding::Dense, Basis::Exact)); // the others are estimates
 /// let machine = Machine::gpu(Some(Gpu::Rtx4090), Some(24_000_000_000));
+/// assert_eq!(machine.place, Place::Gpu);
 /// let plan = plan(&config, &choices, &Workload { context: 8192, ..Workload::default() }, &machine);
 /// let fitting: Vec<&str> = plan.choices.iter().filter(|it| it.fits).map(|it| it.choice.name.as_str()).collect();
 /// assert_eq!(fitting, ["dense", "lossless", "near", "int8", "balanced", "small"]);
-/// # Ok::<(), codecllm::Error>(())
+/// let small = plan.smallest().unwrap();
+/// assert!(plan.fits() && small.choice.name == "small" && small.largest_context > 8192);
+/// let speed = small.speed.as_ref().unwrap(); // nobody measured the kernels on this card
+/// assert!(speed.basis == SpeedBasis::Bound && speed.tokens_per_second > 100.0);
 /// ```
 pub fn plan(config: &LlamaConfig, choices: &[Choice], workload: &Workload, machine: &Machine) -> Plan {
     let shape = ModelShape::of(config);

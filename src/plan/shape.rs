@@ -11,6 +11,8 @@ use crate::model::LlamaConfig;
 /// let shape = ModelShape::of(&LlamaConfig::from_json(json, "config.json")?);
 /// // Embedding; q, k, v and o, gate, up and down of two layers; five norms.
 /// assert_eq!(shape.weights(), 100 * 64 + 2 * (3 * 64 * 64 + 3 * 64 * 128) + 5 * 64);
+/// assert_eq!(shape.matrix_weights(), shape.weights() - 5 * 64);
+/// assert_eq!(shape.step_weights(), shape.matrix_weights()); // the embedding is the head, too
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -28,11 +30,12 @@ impl ModelShape {
     /// The weights of a model with `config`.
     pub fn of(config: &LlamaConfig) -> Self {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let [heads, kv_heads] =
-            [config.num_attention_heads, config.num_key_value_heads].map(|count| count * config.head_dim);
+        let [heads, kv_heads] = [config.num_attention_heads, config.num_key_value_heads]
+            .map(|count| product([count, config.head_dim]));
         let tables = if config.tie_word_embeddings { 1 } else { 2 };
-        let attention_biases = if config.attention_bias { heads + 2 * kv_heads + hidden } else { 0 };
-        let mlp_biases = if config.mlp_bias { 2 * wide + hidden } else { 0 };
+        let attention_biases =
+            if config.attention_bias { sum([heads, kv_heads, kv_heads, hidden]) } else { 0 };
+        let mlp_biases = if config.mlp_bias { sum([wide, wide, hidden]) } else { 0 };
         let layers = config.num_hidden_layers;
         Self {
             layer: [
@@ -43,27 +46,27 @@ impl ModelShape {
             ],
             layers,
             tables: vec![[config.vocab_size, hidden]; tables],
-            others: layers * (2 * hidden + attention_biases + mlp_biases) + hidden,
+            others: sum([product([layers, sum([hidden, hidden, attention_biases, mlp_biases])]), hidden]),
         }
     }
 
     /// All weights.
     pub fn weights(&self) -> usize {
-        self.matrix_weights() + self.others
+        sum([self.matrix_weights(), self.others])
     }
 
     /// Weights of matrices: what compression takes.
     pub fn matrix_weights(&self) -> usize {
-        self.layers * self.layer_weights() + count(&self.tables)
+        sum([self.layers_weights(), count(&self.tables)])
     }
 
     /// Weights that a decoding step multiplies by: of an embedding that is not the head, too, it only looks up rows.
     pub fn step_weights(&self) -> usize {
-        self.layers * self.layer_weights() + count(&self.tables[..1])
+        sum([self.layers_weights(), count(&self.tables[..1])])
     }
 
-    fn layer_weights(&self) -> usize {
-        self.layer.iter().map(|group| count(group)).sum()
+    fn layers_weights(&self) -> usize {
+        product([self.layers, sum(self.layer.iter().map(|group| count(group)))])
     }
 
     /// How often a step launches a linear: once for each group of a layer, and for the head.
@@ -74,5 +77,15 @@ impl ModelShape {
 
 /// Weights of `matrices`.
 pub(super) fn count(matrices: &[[usize; 2]]) -> usize {
-    matrices.iter().map(|[rows, cols]| rows * cols).sum()
+    sum(matrices.iter().copied().map(product))
+}
+
+/// Of whatever sizes a `config.json` has; what no memory could hold is the largest number.
+fn product(sizes: [usize; 2]) -> usize {
+    sizes[0].saturating_mul(sizes[1])
+}
+
+/// The same.
+fn sum(sizes: impl IntoIterator<Item = usize>) -> usize {
+    sizes.into_iter().fold(0, usize::saturating_add)
 }

@@ -9,6 +9,8 @@ use super::shape::ModelShape;
 use crate::model::LlamaConfig;
 
 /// How a speed was found.
+///
+/// Said by [`expected`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpeedBasis {
@@ -21,6 +23,8 @@ pub enum SpeedBasis {
 }
 
 /// Tokens a second of all sequences together, with a full context.
+///
+/// Given by [`expected`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Speed {
     /// Tokens a second.
@@ -92,15 +96,14 @@ const FURTHEST_BITS: f64 = 1.5;
 /// How fast `choice` of the model with `config` generates on `machine`; `None` where neither kernels nor memory were measured.
 ///
 /// ```
-/// use codecllm::{model::LlamaConfig, plan::{estimates, expected, Gpu, Machine, ModelShape, SpeedBasis, Workload}};
-/// # let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-/// #     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072}"#;
-/// # let config = LlamaConfig::from_json(json, "config.json")?;
+/// use codecllm::{model::LlamaConfig, plan::{estimates, expected, Gpu, Machine, ModelShape, Speed, SpeedBasis, Workload}};
+/// let config = LlamaConfig::llama_3_1_8b();
 /// let dense = &estimates(&ModelShape::of(&config), tch::Kind::Half, None)[0];
-/// let on = |gpu| expected(&config, dense, &Workload::default(), &Machine::gpu(Some(gpu), None));
-/// assert_eq!(on(Gpu::H100).unwrap().basis, SpeedBasis::Measured);
-/// assert_eq!(on(Gpu::Rtx4090).unwrap().basis, SpeedBasis::Bound);
-/// # Ok::<(), codecllm::Error>(())
+/// let on = |gpu| -> Speed {
+///     expected(&config, dense, &Workload::default(), &Machine::gpu(Some(gpu), None)).unwrap()
+/// };
+/// assert_eq!(on(Gpu::H100).basis, SpeedBasis::Measured);
+/// assert_eq!(on(Gpu::Rtx4090).basis, SpeedBasis::Bound);
 /// ```
 pub fn expected(
     config: &LlamaConfig,
@@ -181,8 +184,9 @@ fn between(points: &[[f64; 2]], x: f64) -> Option<f64> {
 
 /// Keys and values of all sequences at a full context.
 fn cache_bytes(config: &LlamaConfig, workload: &Workload) -> f64 {
-    let token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
-    (token * workload.kind.elt_size_in_bytes()) as f64 * workload.context as f64 * workload.batch as f64
+    let planes = [2, config.num_hidden_layers, config.num_key_value_heads, config.head_dim];
+    let elements: f64 = planes.iter().map(|&count| count as f64).product();
+    elements * workload.kind.elt_size_in_bytes() as f64 * workload.context as f64 * workload.batch as f64
 }
 
 /// What a step reads of the weights.

@@ -2,30 +2,9 @@ use proptest::prelude::*;
 use tch::Kind;
 
 use super::*;
-use crate::model::RopeScaling;
-
-/// Llama-3.1-8B.
-fn config_8b() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 128_256,
-        hidden_size: 4096,
-        intermediate_size: 14336,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        max_position_embeddings: 131_072,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: RopeScaling::Default,
-        attention_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings: false,
-    }
-}
 
 fn dense() -> Choice {
-    estimates(&ModelShape::of(&config_8b()), Kind::Half, None).remove(0)
+    estimates(&ModelShape::of(&LlamaConfig::llama_3_1_8b()), Kind::Half, None).remove(0)
 }
 
 /// As `bench generate` measured it.
@@ -54,7 +33,7 @@ fn measured_peaks() -> [(Choice, usize, usize, u64); 6] {
 
 fn ratio_to_peak((choice, context, batch, peak): &(Choice, usize, usize, u64)) -> f64 {
     let workload = Workload { context: *context, batch: *batch, kind: Kind::Half };
-    let memory = Memory::of(&config_8b(), choice, &workload, Place::Gpu);
+    let memory = Memory::of(&LlamaConfig::llama_3_1_8b(), choice, &workload, Place::Gpu);
     let ratio = memory.total_without_context() as f64 / *peak as f64;
     println!("{} {context} x {batch}: {ratio:.4} {memory:?}", choice.name);
     ratio
@@ -93,7 +72,9 @@ fn the_speed_is_within_three_percent_of_what_was_measured() {
     for (gpu, choice, batch, measured) in cases {
         // In the middle of the answer.
         let workload = Workload { context: 2048 / batch + 64, batch, kind: Kind::Half };
-        let speed = expected(&config_8b(), &choice, &workload, &Machine::gpu(Some(gpu), None)).unwrap();
+        let speed =
+            expected(&LlamaConfig::llama_3_1_8b(), &choice, &workload, &Machine::gpu(Some(gpu), None))
+                .unwrap();
         let ratio = speed.tokens_per_second / measured;
         assert!((0.97..=1.03).contains(&ratio), "{gpu:?} {} batch {batch}: {ratio}", choice.name);
         assert_eq!(speed.basis, SpeedBasis::Measured);
@@ -103,7 +84,9 @@ fn the_speed_is_within_three_percent_of_what_was_measured() {
 #[test]
 fn a_device_that_was_never_measured_gets_a_bound() {
     let workload = Workload::default();
-    let speed = |machine: &Machine, choice: &Choice| expected(&config_8b(), choice, &workload, machine);
+    let speed = |machine: &Machine, choice: &Choice| {
+        expected(&LlamaConfig::llama_3_1_8b(), choice, &workload, machine)
+    };
     let rtx = Machine::gpu(Some(Gpu::Rtx4090), None);
     let bound = speed(&rtx, &dense()).unwrap();
     assert_eq!(bound.basis, SpeedBasis::Bound);
@@ -129,6 +112,37 @@ fn a_name_of_the_drivers_tells_the_gpu() {
     assert_eq!(gpu("NVIDIA GeForce RTX 4090 Laptop GPU"), None);
 }
 
+#[test]
+fn what_no_memory_could_hold_does_not_fit() {
+    let most = 1 << 31;
+    let huge = LlamaConfig {
+        vocab_size: most,
+        hidden_size: most,
+        intermediate_size: most,
+        num_hidden_layers: most,
+        num_attention_heads: most,
+        num_key_value_heads: most,
+        head_dim: most,
+        max_position_embeddings: most,
+        attention_bias: true,
+        mlp_bias: true,
+        ..LlamaConfig::llama_3_1_8b()
+    };
+    let shape = ModelShape::of(&huge);
+    assert_eq!([shape.weights(), shape.matrix_weights(), shape.step_weights()], [usize::MAX; 3]);
+    let endless = Workload { batch: usize::MAX, ..Workload::default() };
+    for (config, workload) in
+        [(&huge, Workload::default()), (&huge, endless), (&LlamaConfig::llama_3_1_8b(), endless)]
+    {
+        let choices = estimates(&ModelShape::of(config), Kind::Float, None);
+        for machine in [Machine::gpu(Some(Gpu::H100), None), Machine::cpu(1 << 40)] {
+            let plan = plan(config, &choices, &workload, &machine);
+            assert!(!plan.fits());
+            assert!(plan.choices.iter().all(|planned| planned.total_bytes == u64::MAX), "{plan:?}");
+        }
+    }
+}
+
 /// Any Llama, any size of a choice, any workload.
 fn any_config() -> impl Strategy<Value = LlamaConfig> {
     let sizes = (1usize..40, 1usize..9, 1usize..9, 1usize..65, 1usize..3000, 1usize..200_000);
@@ -141,7 +155,7 @@ fn any_config() -> impl Strategy<Value = LlamaConfig> {
         num_key_value_heads: kv,
         head_dim: 2 * half_head,
         tie_word_embeddings: tied,
-        ..config_8b()
+        ..LlamaConfig::llama_3_1_8b()
     })
 }
 

@@ -12,6 +12,8 @@ use super::{row_scale, MAX_MAGNITUDE};
 const ROWS_TOGETHER: usize = 16;
 
 /// In which order columns are rounded, and how an error spreads.
+///
+/// Learned by an [`Importance`](crate::codec::Importance); see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Feedback {
     order: Vec<usize>,

@@ -1,8 +1,27 @@
 //! The reference decoder of one lane: the definition of the format, never optimized.
+//!
+//! [`LaneDecoder`] is all of it; see its example.
 
 use super::{FrequencyTable, STATE_LOWER_BOUND, WORD_BITS};
 
 /// Decodes one lane, symbol by symbol.
+///
+/// ```
+/// use codecllm::rans::{decoder::{LaneDecoder, LaneError}, encoder::LaneEncoder, FrequencyTable};
+/// let mut counts = [0; 256];
+/// (counts[0], counts[1]) = (15, 1);
+/// let table = FrequencyTable::from_counts(&counts, 8, 255);
+/// let symbols = [1, 0, 1, 1, 0, 1];
+/// let mut encoder = LaneEncoder::new();
+/// symbols.iter().rev().for_each(|&symbol| encoder.push(symbol, &table));
+/// let (state, words) = encoder.finish();
+/// let mut decoder = LaneDecoder::new(state, &words);
+/// for symbol in symbols {
+///     assert_eq!(decoder.next_symbol(&table, &table.symbol_of_slot()), Ok(symbol));
+/// }
+/// assert_eq!(decoder.finish(), Ok(()));
+/// assert_eq!(LaneDecoder::new(state, &words).finish(), Err(LaneError::WrongEnd)); // nothing was read
+/// ```
 #[derive(Debug)]
 pub struct LaneDecoder<'a> {
     state: u32,
@@ -10,6 +29,8 @@ pub struct LaneDecoder<'a> {
 }
 
 /// Why a lane cannot be decoded.
+///
+/// Given by a [`LaneDecoder`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneError {
     /// The state fell below its lower bound and no word is left.

@@ -1,11 +1,13 @@
 //! The encoder of one lane.
+//!
+//! [`LaneEncoder`] is all of it; see its example.
 
 use super::{FrequencyTable, STATE_LOWER_BOUND, WORD_BITS};
 
 /// Encodes one lane's symbols, given from **last to first**.
 ///
 /// ```
-/// use codecllm::rans::{encoder::LaneEncoder, FrequencyTable};
+/// use codecllm::rans::{encoder::LaneEncoder, FrequencyTable, STATE_LOWER_BOUND, WORD_BITS};
 /// let mut counts = [0u64; 256];
 /// counts[0] = 15;
 /// counts[1] = 1;
@@ -15,6 +17,8 @@ use super::{FrequencyTable, STATE_LOWER_BOUND, WORD_BITS};
 ///     lane.push(symbol, &table);
 /// }
 /// assert_eq!(lane.finish(), (0x0001_23F5, vec![0x7760]));
+/// assert_eq!(LaneEncoder::new().finish(), (STATE_LOWER_BOUND, vec![]));
+/// assert_eq!(STATE_LOWER_BOUND, 1 << WORD_BITS); // so at most one word a symbol
 /// ```
 #[derive(Debug)]
 pub struct LaneEncoder {

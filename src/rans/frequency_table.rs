@@ -1,4 +1,6 @@
 //! How often each symbol is expected: integer frequencies that sum to a power of two.
+//!
+//! [`FrequencyTable`] is all of it; see its example.
 
 use super::{SCALE_BITS_RANGE, SYMBOLS};
 use crate::error::{Error, Result};
@@ -9,13 +11,21 @@ const MAX_FREQUENCY: u16 = 4095;
 /// Frequencies of the 256 symbols, summing to `1 << scale_bits`.
 ///
 /// ```
-/// use codecllm::rans::FrequencyTable;
-/// let mut counts = [0u64; 256];
+/// use codecllm::rans::{FrequencyTable, SCALE_BITS_RANGE, SYMBOLS};
+/// let mut counts = [0u64; SYMBOLS];
 /// counts[7] = 3;
 /// counts[9] = 1;
-/// let table = FrequencyTable::from_counts(&counts, 8, 255);
-/// assert_eq!((table.frequency(7), table.frequency(9)), (192, 64));
+/// let table = FrequencyTable::from_counts(&counts, *SCALE_BITS_RANGE.start(), 255);
+/// assert_eq!((table.scale_bits(), table.frequency(7), table.frequency(9)), (8, 192, 64));
 /// assert_eq!((table.start(7), table.start(9)), (0, 192));
+/// assert_eq!((table.cost_bits(9), table.symbol_of_slot()[192]), (2.0, 9));
+/// let mut bytes = Vec::new();
+/// table.write(&mut bytes); // seven zeros, 192, one zero, 64, 246 zeros
+/// assert_eq!(bytes, [0, 6, 0xC0, 1, 0, 0, 64, 0, 245]);
+/// let read = FrequencyTable::read(&mut &bytes[..], 8, "w")?;
+/// assert_eq!(read.symbol_of_slot(), table.symbol_of_slot());
+/// assert!(FrequencyTable::from_frequencies(8, [2; SYMBOLS], "w").is_err(), "they sum to 512");
+/// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrequencyTable {

@@ -16,6 +16,8 @@ const TEMPLATE_FUEL: u64 = 10_000_000;
 const TOKEN_NAMES: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 /// One turn of a conversation.
+///
+/// Rendered by a [`ChatTemplate`]; see its example.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user` or `assistant`.
@@ -39,6 +41,8 @@ impl Message {
 ///     "chat_template": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"}"#;
 /// let template = ChatTemplate::from_json(config, "tokenizer_config.json")?.unwrap();
 /// assert_eq!(template.render(&[Message::new("user", "Hi")], false)?, "<s>[user] Hi\n");
+/// // That of a directory; this one has none.
+/// assert!(ChatTemplate::from_dir(tempfile::tempdir().unwrap().path())?.is_none());
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

@@ -16,6 +16,8 @@ use crate::error::{Error, Result, TorchContext};
 use crate::model::{DecodeStep, KvCache, LogitsOf};
 
 /// How to generate.
+///
+/// Given to a [`Generator`]; see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
     /// Most tokens to generate for each prompt.
@@ -40,6 +42,8 @@ impl Default for GenerateOptions {
 }
 
 /// New text of one prompt's answer, as it comes.
+///
+/// Given by a [`Generator`] as it comes; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
     /// Which prompt, from 0.
@@ -49,6 +53,8 @@ pub struct Piece<'a> {
 }
 
 /// One prompt's answer.
+///
+/// Made by a [`Generator`]; see its example.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Generation {
     /// The answer without the prompt: all pieces, one behind the other.
@@ -72,15 +78,22 @@ pub struct Generation {
 /// A model with all that turns text into tokens and back.
 ///
 /// ```no_run
+/// // Needs a model.
 /// use std::ops::ControlFlow;
-/// use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
+/// use codecllm::runtime::{GenerateOptions, Generation, Generator, LoadOptions, Piece, Prompt, StopReason};
 /// let generator = Generator::open("model", &LoadOptions::default())?;
 /// let prompts = ["Once upon a time", "One day"].map(|text| Prompt::Text(text.to_owned()));
-/// let answers = generator.generate(&prompts, &GenerateOptions::default(), &mut |piece| {
-///     print!("{}", piece.text);
+/// println!("{} of {} tokens", generator.encode(&prompts[0])?.len(), generator.model().context());
+/// let options = GenerateOptions { max_new_tokens: 64, ..GenerateOptions::default() };
+/// let answers: Vec<Generation> = generator.generate(&prompts, &options, &mut |piece: Piece| {
+///     if piece.prompt == 0 {
+///         print!("{}", piece.text);
+///     }
 ///     ControlFlow::Continue(())
 /// })?;
-/// println!("{} tokens/s", answers[0].tokens_per_second);
+/// for answer in &answers {
+///     println!("{} tokens/s, {}", answer.tokens_per_second, answer.stop_reason == StopReason::MaxNewTokens);
+/// }
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

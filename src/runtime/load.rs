@@ -23,6 +23,8 @@ const SMALL_FILES: [&str; 5] = [
 ];
 
 /// How to load a model.
+///
+/// Given to a [`Model`]; see its example.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// Where the weights go. For [`Device::Cuda`] the loading calls [`cuda::load`]: in a process that has asked libtorch
@@ -53,12 +55,15 @@ impl Default for LoadOptions {
 /// A Llama and the VarStore that owns its weights.
 ///
 /// ```no_run
+/// // Needs a model.
 /// use codecllm::runtime::{LoadOptions, Model};
 /// let model = Model::load("model", &LoadOptions { kind: tch::Kind::BFloat16, ..LoadOptions::default() })?;
-/// let mut cache = model.new_cache(1, 128)?;
+/// let mut cache = model.new_cache(1, model.context().min(128))?;
 /// let ids = tch::Tensor::from_slice(&[1i64, 42]).unsqueeze(0);
 /// let logits = model.llama().prefill(&ids, &mut cache)?; // [1, 1, vocab]
+/// assert_eq!((logits.kind(), model.kind()), (tch::Kind::BFloat16, tch::Kind::BFloat16));
 /// println!("{} bytes of weights, {} tokens seen", model.weight_bytes(), cache.len());
+/// println!("{} tensors", model.var_store().variables().len());
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! What the process occupies in memory, as the operating system counts it.
 
 /// The most memory the process has had resident so far, bytes. `None` where the system does not say.
+///
+/// Beside [`rss_bytes`]; see its example.
 pub fn peak_rss_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }
@@ -18,10 +20,14 @@ pub fn rss_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
-/// The memory that processes can still have without anything being swapped out, bytes. `None` where the system does not say.
+/// The memory that the process can still have without anything being swapped out, bytes: what the system has, or less where control
+/// groups limit it, as in a container. `None` where the system does not say.
 #[cfg(feature = "serve")]
 pub(crate) fn available_bytes() -> Option<u64> {
-    field_bytes("/proc/meminfo", "MemAvailable:")
+    let system = field_bytes("/proc/meminfo", "MemAvailable:");
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = super::cgroup::available_bytes(std::path::Path::new("/sys/fs/cgroup"), &own);
+    [system, limit].into_iter().flatten().min()
 }
 
 fn status_bytes(field: &str) -> Option<u64> {

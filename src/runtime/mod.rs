@@ -1,5 +1,9 @@
 //! From a model directory to text: loading, tokens, chat, sampling, generation, memory figures.
+//!
+//! [`Generator`] does all of it; see its example.
 
+#[cfg(feature = "serve")]
+mod cgroup;
 mod chat;
 mod continuation;
 mod generate;

@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 use crate::model::LlamaConfig;
 
 /// What to continue.
+///
+/// Continued by a [`Generator`](super::Generator); see its example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
     /// A text as it is.

@@ -8,6 +8,8 @@ use rand::{Rng, SeedableRng};
 use crate::error::{Error, Result};
 
 /// How tokens are picked. The default is greedy.
+///
+/// Given to a [`Sampler`]; see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerOptions {
     /// What logits are divided by; 0 picks the likeliest token always.
@@ -54,6 +56,10 @@ impl SamplerOptions {
 /// use codecllm::runtime::{Sampler, SamplerOptions};
 /// let mut greedy = Sampler::new(&SamplerOptions::default())?;
 /// assert_eq!(greedy.sample(&[0.5, 2.0, -1.0])?, 1);
+/// let warm = SamplerOptions { temperature: 0.8, top_p: Some(0.9), seed: 7, ..SamplerOptions::default() };
+/// assert!(SamplerOptions::default().is_greedy() && !warm.is_greedy());
+/// let draw = || Sampler::new(&warm)?.sample(&[0.5, 2.0, -1.0]);
+/// assert_eq!(draw()?, draw()?); // the same seed
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

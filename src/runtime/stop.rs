@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 /// Why a generation ended.
+///
+/// Said by a [`Generator`](super::Generator) of each answer; see its example.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
@@ -26,6 +28,14 @@ pub enum StopReason {
 
 /// The stop tokens of the model directory `dir`: every `eos_token_id`, a number or a list, of
 /// `generation_config.json` (if there is one) and `config.json`, sorted.
+///
+/// ```
+/// use codecllm::runtime::stop_tokens;
+/// let dir = tempfile::tempdir().unwrap();
+/// std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": [7, 2]}"#).unwrap();
+/// assert_eq!(stop_tokens(dir.path())?, [2, 7]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// `Io` or `Corrupt` for a file that cannot be read or an `eos_token_id` of another type.
@@ -65,6 +75,9 @@ fn read_eos(path: &Path) -> Result<Vec<u32>> {
 /// assert_eq!(stops.push("the E"), ("the ".to_owned(), None));
 /// assert_eq!(stops.push("ast EN"), ("East ".to_owned(), None));
 /// assert_eq!(stops.push("D!"), (String::new(), Some("END".to_owned())));
+/// // What could have been one and is none comes out in the end.
+/// let mut stops = StopStrings::new(&["END".to_owned()]);
+/// assert_eq!((stops.push("an E"), stops.finish()), (("an ".to_owned(), None), "E".to_owned()));
 /// ```
 #[derive(Debug)]
 pub struct StopStrings {

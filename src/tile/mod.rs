@@ -3,32 +3,49 @@
 //! A matrix is cut into tiles, a tile into stripes of 16 rows, a stripe into groups of 64 columns. In a group lane
 //! `4g + q` owns rows `g` and `g + 8` and the 16 columns from `16q`: the A fragment of `mma.m16n8k16` with its
 //! columns permuted. Padding beyond the matrix's edge is neither coded nor stored.
+//!
+//! [`TileGrid`] cuts, [`Group`] says where its lanes' weights are; see its example.
 
 pub mod raw_bits;
 
 use crate::error::{Error, Result};
 
 /// Rows of a stripe.
+///
+/// The rows of a [`TileGrid`]'s tiles are counted in it; see its example.
 pub const STRIPE_ROWS: usize = 16;
 /// Columns of a group.
+///
+/// A [`Group`] has them; see its example.
 pub const GROUP_COLS: usize = 64;
 /// Contiguous columns of a group that one lane owns.
+///
+/// Four lanes share the columns of a [`Group`]; see its example.
 pub const LANE_COLS: usize = 16;
 /// Weights of a whole lane in one group.
+///
+/// A [`Group`] counts in them; see its example.
 pub const LANE_WEIGHTS: usize = 32;
 /// Registers of a lane's fragment in one group: two weights of 16 bits each.
+///
+/// Two weights of a [`Group`] share one; see its example.
 pub const LANE_REGISTERS: usize = 16;
 /// Most cells of a tile: positions and the number of escapes take 16 bits.
+///
+/// [`TileGrid`] cuts no larger ones; see its example.
 pub const MAX_TILE_CELLS: usize = (1 << 16) - 1;
 
 /// How a matrix is cut into tiles, in row-major order.
 ///
 /// ```
-/// use codecllm::tile::TileGrid;
-/// let grid = TileGrid::new(100, 300, 16, 256, "w")?;
+/// use codecllm::tile::{TileGrid, MAX_TILE_CELLS, STRIPE_ROWS};
+/// let grid = TileGrid::new(100, 300, STRIPE_ROWS, 256, "w")?;
+/// assert!(grid.tile_rows() * grid.tile_cols() <= MAX_TILE_CELLS);
 /// assert_eq!((grid.tiles_down(), grid.tiles_across(), grid.tile_count()), (7, 2, 14));
 /// let corner = grid.tile(13); // what of it is inside
 /// assert_eq!((corner.row, corner.col, corner.rows, corner.cols), (96, 256, 4, 44));
+/// assert_eq!((corner.weights(), corner.stripes(), corner.groups_across()), (4 * 44, 1, 1));
+/// assert_eq!(corner.groups().count(), 1);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +131,8 @@ impl TileGrid {
 }
 
 /// One tile: where it lies in the matrix and what of it is inside.
+///
+/// Cut by a [`TileGrid`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// First row in the matrix.
@@ -154,6 +173,24 @@ impl Tile {
 }
 
 /// One group of up to 16 x 64 weights.
+///
+/// ```
+/// use codecllm::rans::LANES;
+/// use codecllm::tile::{lane_weight, TileGrid, GROUP_COLS, LANE_COLS, LANE_REGISTERS, LANE_WEIGHTS};
+/// let groups: Vec<_> = TileGrid::new(16, 72, 16, 128, "w")?.tile(0).groups().collect();
+/// let (whole, edge) = (groups[0], groups[1]);
+/// assert!(whole.is_full() && whole.lanes_are_whole());
+/// assert_eq!((whole.weights(), whole.lane_count()), (LANES * LANE_WEIGHTS, LANES));
+/// assert_eq!((GROUP_COLS, LANE_WEIGHTS), (4 * LANE_COLS, 2 * LANE_REGISTERS));
+/// // Eight columns are left: half of those of lanes 0, 4, 8, ..., none of the others'.
+/// assert!(!edge.is_full() && !edge.lanes_are_whole());
+/// assert_eq!((edge.weights(), edge.lane_count()), (16 * 8, 8));
+/// assert!(edge.has_lane(4) && !edge.has_lane(5));
+/// assert_eq!((lane_weight(4, 3), edge.weight(4, 3)), ((9, 1), Some((9, 1))));
+/// assert_eq!((lane_weight(4, 31), edge.weight(4, 31)), ((9, 15), None));
+/// assert!(edge.has_symbol(4, 12, 4) && !edge.has_symbol(4, 16, 4));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
     /// First row in the tile.
@@ -206,6 +243,8 @@ impl Group {
 
 /// Row and column in a group of a lane's `n`-th weight: `n = 8t + 2i + o` is half `o` of register `4t + i`, which
 /// holds row `g + 8 (i & 1)` and columns `16q + 4t + 2 (i >> 1) + o`.
+///
+/// Where [`Group`] has a weight that is inside; see its example.
 #[inline]
 pub fn lane_weight(lane: usize, n: usize) -> (usize, usize) {
     let (t, i, o) = (n / 8, n / 2 % 4, n % 2);

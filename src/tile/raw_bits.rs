@@ -6,17 +6,39 @@
 //! every register rotated left by `s` more than the one before. One rotation and one mask unpack a register.
 //!
 //! A group with partial lanes stores its fields as one stream of bits instead, lane by lane.
+//!
+//! [`RawField`] writes and reads them; see its example.
 
 use super::{Group, LANE_REGISTERS, LANE_WEIGHTS};
 use crate::rans::LANES;
 
 /// Alignment of a group's raw bits, in bytes: one 16-byte load of a GPU.
+///
+/// [`RawField::group_bytes`] of a [`RawField`] keeps to it; see its example.
 pub const RAW_ALIGN_BYTES: usize = 16;
 
 /// The most raw bits of a weight: a magnitude in an FP16 subnormal and its sign.
+///
+/// No [`RawField`] has more; see its example.
 pub const MAX_RAW_BITS: u32 = 11;
 
 /// The raw bits of a weight: how many, and whether the topmost is the sign.
+///
+/// ```
+/// use codecllm::tile::raw_bits::{RawField, MAX_RAW_BITS, RAW_ALIGN_BYTES};
+/// use codecllm::tile::TileGrid;
+/// let field = RawField { magnitude_bits: 5, signed: true };
+/// assert!(field.bits() == 6 && field.bits() <= MAX_RAW_BITS as usize);
+/// let group = TileGrid::new(16, 64, 16, 64, "w")?.tile(0).groups().next().unwrap();
+/// // Magnitudes below 32 at bit 0, signs at bit 15.
+/// let half = |lane: usize, n: usize| ((lane ^ n) | (n & 1) << 15) as u32;
+/// let mut bytes = Vec::new();
+/// field.write_group(&group, half, &mut bytes);
+/// assert_eq!(bytes.len(), 16 * 64 * 6 / 8);
+/// assert_eq!((bytes.len(), bytes.len() % RAW_ALIGN_BYTES), (field.group_bytes(&group), 0));
+/// field.read_group(&group, &bytes, |lane, n, read| assert_eq!(read, half(lane, n)));
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawField {
     /// Low bits of the magnitude.
@@ -26,6 +48,18 @@ pub struct RawField {
 }
 
 /// A power-of-two slice of a [`RawField`].
+///
+/// ```
+/// use codecllm::tile::raw_bits::RawField;
+/// let parts: Vec<_> = RawField { magnitude_bits: 5, signed: true }.parts().collect();
+/// let (first, second) = (parts[0], parts[1]);
+/// assert_eq!((first.bits, second.bits), (4, 2));
+/// assert_eq!((first.mask, second.mask), (0x8007_8007, 0x0018_0018)); // sign and bits 0 to 2, bits 3 and 4
+/// assert_eq!((first.registers_per_word(), first.registers_of(1)), (4, 4..8));
+/// assert_eq!((first.word_of(6), first.rotation(6)), (1, 8));
+/// // All 32 lanes' runs of four words, then their runs of two: the last lane's last word is the last of 32 * 6.
+/// assert_eq!((second.first_word, second.word_offset(1, 31, 32)), (4, 32 * 6 - 1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawPart {
     /// Bits a weight: 8, 4, 2 or 1, which is also the words a lane has of it.

@@ -1,6 +1,7 @@
 //! TorchScript modules: load one, compress its linears in place, run it, save it.
 //!
 //! ```no_run
+//! // Needs a module.
 //! use codecllm::torchscript::{patch_linears, Module, PatchOptions};
 //! use tch::{Device, Kind, Tensor};
 //! let mut model = Module::load("model.pt", Device::Cpu)?;

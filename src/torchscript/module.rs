@@ -44,13 +44,26 @@ const BUFFERS: c_int = 1;
 ///
 /// The methods that run it are named as those of [`tch::CModule`] and may be called from several threads at once.
 ///
-/// ```no_run
-/// use codecllm::torchscript::{patch_linears, Module, PatchOptions};
-/// use tch::{Device, Kind, Tensor};
-/// let mut module = Module::load("model.pt", Device::Cpu)?;
-/// patch_linears(&mut module, &PatchOptions::default())?;
-/// let y = module.forward_ts(&[Tensor::zeros([1, 16], (Kind::Float, Device::Cpu))])?;
-/// module.save("patched.pt")?;
+/// ```
+/// use codecllm::torchscript::Module;
+/// use tch::{CModule, Device, Kind, Tensor};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let [file, copy] = ["model.pt", "copy.pt"].map(|name| folder.path().join(name));
+/// let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+/// let traced = CModule::create_by_tracing("Model", "forward", &[x.shallow_clone()], &mut |inputs: &[Tensor]| vec![&inputs[0] * 2.0]);
+/// traced.and_then(|traced| traced.save(&file)).unwrap();
+///
+/// let mut module = Module::load(&file, Device::Cpu)?;
+/// assert!(module.origin().ends_with("model.pt"));
+/// assert_eq!(module.forward_ts(&[&x])?, module.method_ts("forward", &[&x])?);
+/// let tch::IValue::Tensor(y) = module.method_is("forward", &[tch::IValue::Tensor(x)])? else { panic!("one tensor was wanted") };
+/// assert_eq!(y.double_value(&[0, 0]), 2.0);
+/// // This one has neither weights nor buffers.
+/// assert!(module.named_parameters()?.is_empty() && module.named_buffers()?.is_empty());
+/// assert_eq!(module.tensor_bytes()?, 0);
+/// module.to_device(Device::Cpu)?;
+/// module.save(&copy)?;
+/// assert!(copy.exists());
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

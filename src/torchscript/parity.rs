@@ -10,6 +10,8 @@ use super::module::Module;
 use crate::error::{Error, Result, TorchContext};
 
 /// The arguments of one call, in order.
+///
+/// What [`compare`] takes or gives; see its example.
 #[derive(Debug)]
 pub struct InputSet {
     /// What the file calls it; empty where it holds one set only.
@@ -58,6 +60,8 @@ impl InputSet {
 }
 
 /// One tensor of an output.
+///
+/// What [`compare`] takes or gives; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct OutputParity {
     /// The set of inputs, and where in the result the tensor is: `out`, `out.0`, `out.logits`.
@@ -76,6 +80,8 @@ pub struct OutputParity {
 }
 
 /// Two modules on the same inputs.
+///
+/// What [`compare`] takes or gives; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct TorchscriptParity {
     /// All tensors of all outputs.
@@ -114,6 +120,20 @@ impl TorchscriptParity {
 }
 
 /// Runs `forward` of both modules on every set of inputs.
+///
+/// ```no_run
+/// // Needs two modules; that of `patch_linears` makes them.
+/// use codecllm::torchscript::{compare, InputSet, Module};
+/// use tch::Device;
+/// let [dense, patched] = ["model.pt", "patched.pt"].map(|file| Module::load(file, Device::Cpu));
+/// let parity = compare(&dense?, &patched?, &InputSet::read("inputs.safetensors")?)?;
+/// for output in &parity.outputs {
+///     println!("{} {:?}: {}", output.name, output.shape, output.relative_error);
+/// }
+/// println!("{} at most, {}", parity.worst_relative_error(), if parity.is_exact() { "exact" } else { "close" });
+/// parity.check(0.01)?; // nats
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// What the modules report; results of different structure or shape, by name.

@@ -11,6 +11,8 @@ use crate::error::{Error, Result, TorchContext};
 use crate::nn::buffer_tensors;
 
 /// What to compress, and how.
+///
+/// Given to [`patch_linears`]; see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PatchOptions {
     /// Size or quality to aim for; a size is of the patched matrices, without what stays as it is.
@@ -41,6 +43,8 @@ impl Default for PatchOptions {
 }
 
 /// One compressed matrix.
+///
+/// In what [`patch_linears`] gives; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct PatchedMatrix {
     /// The full names of all attributes that held it.
@@ -53,6 +57,8 @@ pub struct PatchedMatrix {
 }
 
 /// One matrix that stays as it is.
+///
+/// In what [`patch_linears`] gives; see its example.
 #[derive(Clone, Debug, Serialize)]
 pub struct SkippedMatrix {
     /// The full names of all attributes that hold it.
@@ -62,6 +68,8 @@ pub struct SkippedMatrix {
 }
 
 /// What was patched.
+///
+/// In what [`patch_linears`] gives; see its example.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct PatchReport {
     /// The compressed matrices.
@@ -88,6 +96,37 @@ impl PatchReport {
 ///
 /// The module's methods, their signatures, its other tensors and the training flag stay as they are. A weight that several
 /// submodules share is compressed once. On an error the module is unchanged.
+///
+/// ```
+/// use codecllm::nn::set_operator_fused_rows;
+/// use codecllm::torchscript::{compare, patch_linears, InputSet, Module, PatchOptions, TorchscriptParity};
+/// use tch::{CModule, Device, Kind, Tensor};
+/// // A module that multiplies by two matrices, traced, in a file.
+/// let random = |rows, cols| Tensor::randn([rows, cols], (Kind::Float, Device::Cpu));
+/// let (wide, narrow, x) = (random(256, 512), random(4, 256), random(2, 512));
+/// let mut forward = |inputs: &[Tensor]| {
+///     vec![inputs[0].linear(&wide, None::<&Tensor>).relu().linear(&narrow, None::<&Tensor>)]
+/// };
+/// let folder = tempfile::tempdir().unwrap();
+/// let file = folder.path().join("model.pt");
+/// let traced = CModule::create_by_tracing("Model", "forward", &[x.shallow_clone()], &mut forward);
+/// traced.and_then(|traced| traced.save(&file)).unwrap();
+///
+/// let (dense, mut module) = (Module::load(&file, Device::Cpu)?, Module::load(&file, Device::Cpu)?);
+/// let options = PatchOptions { min_weights: 2048, ..PatchOptions::default() };
+/// let report = patch_linears(&mut module, &options)?;
+/// assert_eq!((report.patched.len(), report.patched[0].shape), (1, [256, 512]));
+/// assert!(report.bits_per_weight() < 8.5);
+/// assert_eq!(report.skipped.len(), 1);
+/// println!("{:?}: {}", report.skipped[0].paths, report.skipped[0].reason);
+///
+/// let inputs = [InputSet { name: "random".to_owned(), arguments: vec![x.shallow_clone()] }];
+/// let parity: TorchscriptParity = compare(&dense, &module, &inputs)?;
+/// assert!(parity.outputs[0].relative_error < 0.05 && !parity.is_exact());
+/// set_operator_fused_rows(Some(0)); // of a lossless patch the outputs would be exact with it
+/// assert_eq!(module.forward_ts(&[x])?.size(), [2, 4]);
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 ///
 /// # Errors
 /// `InvalidArgument`: the module is patched already; a pattern of `include` or `exclude` that matches no matrix that could be

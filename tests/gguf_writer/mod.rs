@@ -42,6 +42,10 @@ pub fn texts(values: &[&str]) -> Value {
     array(8, values.iter().map(|value| text_bytes(value)).collect())
 }
 
+pub fn u8s(values: &[u8]) -> Value {
+    array(0, values.iter().map(|value| vec![*value]).collect())
+}
+
 pub fn i32s(values: &[i32]) -> Value {
     array(5, values.iter().map(|value| value.to_le_bytes().to_vec()).collect())
 }

@@ -6,11 +6,16 @@ use std::collections::HashMap;
 use serde_json::{json, Map, Value as Json};
 
 use super::{template, tokenizer_json, vocab, Around, Source, Tokenizer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::value::Number;
-use crate::gguf::vocabulary::{TokenKind, Vocabulary, CURE};
+use crate::gguf::vocabulary::{TokenKind, CURE, TOKENS};
 
 const SCORES: &str = "tokenizer.ggml.scores";
+/// Most bytes that all merges may take together, [`PAIR_BYTES`] each and their text: 28 times what those of Llama 2's 32,000 tokens do,
+/// and not much more than those of 512 tokens that are each other's parts.
+const MOST_MERGE_BYTES: usize = 64 << 20;
+/// What a merge takes beside its text, at least.
+const PAIR_BYTES: usize = 32;
 /// SentencePiece's visible space.
 const MARK: &str = "\u{2581}";
 
@@ -21,6 +26,7 @@ pub(super) fn read(source: &Source<'_>) -> Result<Tokenizer> {
     let prefix = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let around = template(source, Around { bos: true, eos: false })?;
     let unknown = unknown_token(source)?;
+    let merges = merges(source, &scores)?;
     let json = tokenizer_json(
         source,
         around,
@@ -38,7 +44,7 @@ pub(super) fn read(source: &Source<'_>) -> Result<Tokenizer> {
                 "byte_fallback": true,
                 "ignore_merges": false,
                 "vocab": vocab(vocabulary),
-                "merges": merges(vocabulary, &scores),
+                "merges": merges,
             },
         }),
     );
@@ -60,12 +66,13 @@ fn read_scores(source: &Source<'_>) -> Result<Vec<f64>> {
     };
     let count = numbers.len();
     let score = |number| match number {
-        Number::Float(score) if !score.is_nan() => Some(score),
+        Some(Number::Float(score)) if !score.is_nan() => Some(score),
         _ => None,
     };
-    let scores: Option<Vec<f64>> = numbers.into_iter().map(score).collect();
-    scores
-        .filter(|scores| scores.len() == tokens)
+    let scores = || numbers.map(score).collect();
+    (count == tokens)
+        .then(scores)
+        .flatten()
         .ok_or_else(|| metadata.corrupt(SCORES, format!("an array of {count} numbers"), &wanted))
 }
 
@@ -80,24 +87,38 @@ fn unknown_token<'a>(source: &Source<'a>) -> Result<&'a str> {
 
 /// The merges that act like the scores: each way to make a piece of two, best score first. Ways that the scores do not tell apart come in
 /// the order of the piece, then of its parts.
-fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Vec<[String; 2]> {
+fn merges<'a>(source: &Source<'a>, scores: &[f64]) -> Result<Vec<[&'a str; 2]>> {
+    let vocabulary = source.vocabulary;
     // Only these are made of parts: bytes stand for what is in no piece, the others are found before a text is split.
-    let pieces: HashMap<&str, u32> = (vocabulary.iter())
+    let pieces: HashMap<&'a str, u32> = (vocabulary.iter())
         .filter(|(_, _, kind)| *kind == TokenKind::Normal)
         .map(|(id, text, _)| (text, id))
         .collect();
-    let mut found = Vec::new();
+    let (mut found, mut bytes) = (Vec::new(), 0);
     for (&piece, &id) in &pieces {
         for (cut, _) in piece.char_indices().skip(1) {
             let (left, right) = piece.split_at(cut);
             if let (Some(&l), Some(&r)) = (pieces.get(left), pieces.get(right)) {
                 let score = scores.get(id as usize).copied().unwrap_or(f64::NEG_INFINITY);
-                found.push((Reverse(Score(score)), id, l, r, [left.to_owned(), right.to_owned()]));
+                found.push((Reverse(Score(score)), id, l, r, [left, right]));
+                bytes += PAIR_BYTES + piece.len();
             }
+        }
+        if bytes > MOST_MERGE_BYTES {
+            return Err(too_many_merges(source));
         }
     }
     found.sort_unstable();
-    found.into_iter().map(|(.., pair)| pair).collect()
+    Ok(found.into_iter().map(|(.., pair)| pair).collect())
+}
+
+fn too_many_merges(source: &Source<'_>) -> Error {
+    let got = format!(
+        "{} tokens with more than {MOST_MERGE_BYTES} bytes of ways to join them",
+        source.vocabulary.len()
+    );
+    let wanted = format!("less than that, as real vocabularies have, {CURE}");
+    source.metadata.unsupported(TOKENS, got, &wanted)
 }
 
 /// A score in its order; none is NaN.

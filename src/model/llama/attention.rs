@@ -58,9 +58,9 @@ impl Attention {
         [&self.query, &self.key, &self.value]
     }
 
-    /// Queries, keys and values side by side.
+    /// Queries, keys and values as one, where loading laid their weights side by side.
     pub(super) fn merged(&self) -> Result<MergedLinear> {
-        MergedLinear::new(&self.inputs())
+        MergedLinear::as_they_lie(&self.inputs())
     }
 
     /// On a GPU: what attention gives, `[batch, heads * head_dim]`, to `out` `[batch, hidden]`.

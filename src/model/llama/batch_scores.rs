@@ -12,6 +12,8 @@ use crate::ops::transformer::{argmax, Launcher};
 ///
 /// On a GPU those of [`Llama::decode_paged`](super::Llama::decode_paged) lie where the next decoding step with the same cache
 /// writes: they are to be asked before.
+///
+/// Given by steps over a [`PagedKvCache`](super::PagedKvCache); see its example.
 #[derive(Debug)]
 pub struct BatchScores {
     /// `[rows, vocab]`.

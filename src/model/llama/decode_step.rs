@@ -13,6 +13,8 @@ use crate::ops::transformer::takes_head;
 const MOST_SEQUENCES: usize = 64;
 
 /// Which part of a step to time.
+///
+/// Timed by a [`DecodeStep`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepPart {
     /// All of it.
@@ -30,17 +32,21 @@ pub enum StepPart {
 /// the next step without leaving the device.
 ///
 /// ```no_run
-/// # use codecllm::model::DecodeStep;
-/// # use codecllm::runtime::{LoadOptions, Model};
+/// // Needs a model and a GPU.
+/// use codecllm::model::{DecodeStep, StepPart};
+/// use codecllm::runtime::{LoadOptions, Model};
 /// let model = Model::load("model", &LoadOptions { device: tch::Device::Cuda(0), ..LoadOptions::default() })?;
 /// let mut cache = model.new_cache(1, 128)?;
 /// // model.llama().prefill(...)
+/// assert!(DecodeStep::fits(model.llama(), &cache));
 /// let mut step = DecodeStep::new(model.llama(), &mut cache)?;
-/// let logits = step.run(&[42])?; // [1, 1, vocab]
+/// let eager = step.run_eager(&[42])?.copy();
+/// let logits = step.run(&[43])?; // [1, 1, vocab]
 /// for _ in 0..16 {
 ///     step.run_greedy()?;
 /// }
 /// println!("{:?}", step.tokens()?);
+/// println!("{} s, linears {} s", step.seconds(StepPart::Whole, 10)?, step.seconds(StepPart::Linears, 10)?);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]

@@ -27,7 +27,12 @@ use crate::ops::transformer::CachePlanes;
 /// let config = LlamaConfig::from_json(json, "config.json")?;
 /// let cache = KvCache::new(&config, 3, 100, Kind::Half, Device::Cpu)?;
 /// // Keys and values, two layers, three sequences, two heads of 16, FP32.
-/// assert_eq!((cache.len(), cache.bytes()), (0, 2 * 2 * 3 * 2 * 16 * 100 * 4));
+/// assert_eq!((cache.capacity(), cache.bytes()), (100, 2 * 2 * 3 * 2 * 16 * 100 * 4));
+/// // Prompts of 7, 4 and 7 tokens.
+/// let mut cache = cache.with_left_padding(&[0, 3, 0])?;
+/// // llama.prefill(&ids, &mut cache)?; and to begin anew:
+/// cache.truncate(0);
+/// assert!(cache.is_empty() && cache.len() == 0);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -88,6 +93,9 @@ impl KvCache {
             unit: if batch == 1 { "tokens" } else { "tokens of each sequence" },
             count: capacity,
             unit_bytes: plane_bytes.saturating_mul(2 * config.num_hidden_layers) / capacity,
+            step: 1,
+            spare: 0,
+            rounded: 0,
             device,
         };
         let empty = |made: usize| {
@@ -108,7 +116,7 @@ impl KvCache {
     /// `InvalidArgument` unless there is one number a sequence, each below the capacity.
     pub fn with_left_padding(mut self, padding: &[usize]) -> Result<Self> {
         let wanted = self.padding.len();
-        if padding.len() != wanted || padding.iter().any(|&n| n as i64 >= self.capacity) {
+        if padding.len() != wanted || padding.iter().any(|&n| n >= self.capacity as usize) {
             return Err(Error::invalid(
                 "padding",
                 format!("{padding:?}, wanted {wanted} numbers below the capacity {}", self.capacity),

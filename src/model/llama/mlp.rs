@@ -35,9 +35,9 @@ impl Mlp {
         [&self.gate, &self.up, &self.down]
     }
 
-    /// Gate and up side by side.
+    /// Gate and up as one, where loading laid their weights side by side.
     pub(super) fn merged(&self) -> Result<MergedLinear> {
-        MergedLinear::new(&[&self.gate, &self.up])
+        MergedLinear::as_they_lie(&[&self.gate, &self.up])
     }
 
     /// On a GPU: `gated` `[batch, intermediate]` to `out` `[batch, hidden]`.

@@ -1,4 +1,6 @@
 //! Llama: embedding, layers of attention and feed-forward, norm, head.
+//!
+//! [`Llama`] is all of it; see its example.
 
 mod attention;
 mod batch_scores;
@@ -44,6 +46,8 @@ pub(crate) const PREFILL_TOKENS: i64 = 512;
 pub(crate) const GPU_PREFILL_TOKENS: i64 = 8192;
 
 /// Which positions of a forward pass get logits; the head is the widest layer of a small model.
+///
+/// Asked of a [`Llama`]; see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitsOf {
     /// Every position: `[batch, seq, vocab]`.
@@ -53,9 +57,60 @@ pub enum LogitsOf {
 }
 
 /// Sees the residual stream `[batch, seq, hidden]` after each layer: `(layer, hidden)`.
+///
+/// Called by a [`Llama`]; see its example.
 pub type Observer<'a> = &'a mut dyn FnMut(usize, &Tensor);
 
 /// A Llama with its weights, dense or compressed.
+///
+/// ```
+/// use codecllm::checkpoint::WeightSource;
+/// use codecllm::model::{KvCache, Llama, LlamaConfig, LogitsOf, Observer};
+/// use codecllm::nn::{DenseEmbedding, DenseLinear, Embedding, Linear};
+/// use tch::{nn, Device, Kind, Tensor};
+///
+/// /// Weights from nowhere; `CheckpointWeights` has those of a model directory.
+/// struct Random;
+///
+/// impl WeightSource for Random {
+///     fn linear(&self, vs: &nn::Path<'_>, shape: [usize; 2], _bias: bool) -> codecllm::Result<Linear> {
+///         Ok(Linear::Dense(DenseLinear::new("linear", self.tensor(vs, &shape)?, None)?))
+///     }
+///     fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> codecllm::Result<Embedding> {
+///         Ok(Embedding::Dense(DenseEmbedding::new("table", self.tensor(vs, &shape)?)?))
+///     }
+///     fn tensor(&self, vs: &nn::Path<'_>, shape: &[usize]) -> codecllm::Result<Tensor> {
+///         let shape: Vec<i64> = shape.iter().map(|&length| length as i64).collect();
+///         Ok(vs.var("weight", &shape, nn::Init::Randn { mean: 0.0, stdev: 0.2 }).detach())
+///     }
+/// }
+///
+/// let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+///     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+/// let config = LlamaConfig::from_json(json, "config.json")?;
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let llama = Llama::load(&vs.root(), &config, &Random)?;
+/// assert!(llama.weight_bytes() > 4 * 2 * 100 * 64 && llama.config().num_hidden_layers == 2);
+///
+/// let mut cache = KvCache::new(&config, 1, 32, Kind::Float, Device::Cpu)?;
+/// let ids = Tensor::from_slice(&[1i64, 7, 42]).unsqueeze(0);
+/// let last = llama.prefill(&ids, &mut cache)?; // a prompt of any length
+/// let next = llama.forward(&last.argmax(-1, false), &mut cache, LogitsOf::Last)?; // and behind it
+/// assert_eq!((next.size(), cache.len()), (vec![1, 1, 100], 4));
+///
+/// // From the beginning, watched: what each layer makes of what the one before it gave.
+/// cache.truncate(0);
+/// let mut streams = vec![llama.embed(&ids)?];
+/// let watch: Observer = &mut |_layer, stream| streams.push(stream.shallow_clone());
+/// let logits = llama.forward_observed(&ids, &mut cache, LogitsOf::All, watch)?;
+/// assert!(logits.size() == [1, 3, 100] && logits.allclose(&llama.head(&streams[2])?, 1e-4, 1e-4, false));
+/// cache.truncate(0);
+/// llama.forward_apart(&streams[..2], &mut cache, &mut |layer, stream| {
+///     assert!(stream.allclose(&streams[layer + 1], 1e-4, 1e-4, false));
+/// })?;
+/// llama.set_fused_rows(0); // of compressed weights, which these are not
+/// # Ok::<(), codecllm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Llama {
     /// Another one for each model of the process.
@@ -72,7 +127,8 @@ pub struct Llama {
 // SAFETY: what keeps the compiler from saying so itself is that tch's tensors are raw pointers. They are counted references to libtorch
 // tensors, whose counts are atomic and whose reading functions may run on several threads at once. `&self` only reads the weights: each
 // forward makes its own intermediate tensors, a key-value cache comes from the caller by `&mut`, scratch is of a thread, and what layers
-// remember (prepared weights, recorded passages) is behind locks. Writing to the weights through their VarStore while another thread is
+// remember (prepared weights, recorded passages) is behind locks; weights are laid side by side while the model is loaded, by whoever
+// alone has it, and nowhere else. Writing to the weights through their VarStore while another thread is
 // in a forward is as wrong here as for any tch module.
 unsafe impl Sync for Llama {}
 

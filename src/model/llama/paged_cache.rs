@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::cache_memory::CacheMemory;
 use super::kv_cache::cache_kind;
 use super::page_pool::PagePool;
 use super::paged_graphs::PagedGraphs;
@@ -20,19 +21,45 @@ use crate::ops::transformer::{CachePlanes, PageTable};
 /// As in a [`KvCache`](super::KvCache), keys and values are FP32 on the CPU, and memory is touched, and so taken, only as tokens
 /// come.
 ///
-/// ```no_run
-/// # use codecllm::model::PagedKvCache;
-/// # use codecllm::runtime::{LoadOptions, Model};
-/// # use tch::{Device, Kind};
-/// let model = Model::load("model", &LoadOptions::default())?;
-/// let llama = model.llama();
-/// let mut cache = PagedKvCache::new(llama.config(), 64, Kind::Float, Device::Cpu)?;
+/// ```
+/// use codecllm::model::{BatchScores, Llama, LlamaConfig, PagedKvCache};
+/// use tch::{nn, Device, Kind};
+/// # use codecllm::checkpoint::WeightSource;
+/// # use codecllm::nn::{DenseEmbedding, DenseLinear, Embedding, Linear};
+/// # use codecllm::Result;
+/// # use tch::Tensor;
+/// # struct Random;
+/// # impl WeightSource for Random {
+/// #     fn linear(&self, vs: &nn::Path<'_>, shape: [usize; 2], _bias: bool) -> Result<Linear> {
+/// #         Ok(Linear::Dense(DenseLinear::new("linear", self.tensor(vs, &shape)?, None)?))
+/// #     }
+/// #     fn embedding(&self, vs: &nn::Path<'_>, shape: [usize; 2]) -> Result<Embedding> {
+/// #         Ok(Embedding::Dense(DenseEmbedding::new("table", self.tensor(vs, &shape)?)?))
+/// #     }
+/// #     fn tensor(&self, vs: &nn::Path<'_>, shape: &[usize]) -> Result<Tensor> {
+/// #         let shape: Vec<i64> = shape.iter().map(|&length| length as i64).collect();
+/// #         Ok(vs.var("weight", &shape, nn::Init::Randn { mean: 0.0, stdev: 0.2 }).detach())
+/// #     }
+/// # }
+/// # let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+/// #     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+/// # let config = LlamaConfig::from_json(json, "config.json")?;
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let llama = Llama::load(&vs.root(), &config, &Random)?; // `Random` weights as in the example of `Llama`
+/// let mut cache = PagedKvCache::new(&config, 20, Kind::Float, Device::Cpu)?;
+/// assert_eq!(cache.bytes(), 20 * PagedKvCache::page_bytes(&config, Kind::Float, Device::Cpu));
+/// cache.reserve()?; // its memory now, rather than as tokens come
+/// llama.prepare_paged(PagedKvCache::MOST_SEQUENCES, &mut cache)?; // on a GPU the first steps would wait for it
 /// let (mut one, mut two) = (cache.sequence(100).unwrap(), cache.sequence(500).unwrap());
-/// let first = llama.prefill_paged(&[1, 9038, 2501], &mut one, &mut cache)?.likeliest()?[0];
-/// let second = llama.prefill_paged(&[1, 4335], &mut two, &mut cache)?.likeliest()?[0];
-/// let scores = llama.decode_paged(&[first, second], &mut [&mut one, &mut two], &mut cache)?;
+/// assert!(one.is_empty() && one.capacity() >= 100 && PagedKvCache::pages_for(100) == 100usize.div_ceil(PagedKvCache::PAGE_TOKENS));
+/// assert!((cache.pages(), cache.free_pages()) == (20, 0) && cache.sequence(1).is_none());
+/// let first = llama.prefill_paged(&[1, 90, 25], &mut one, &mut cache)?.likeliest()?[0];
+/// let second = llama.prefill_paged(&[1, 43], &mut two, &mut cache)?.likeliest()?[0];
+/// let scores: BatchScores = llama.decode_paged(&[first, second], &mut [&mut one, &mut two], &mut cache)?;
+/// assert_eq!((scores.rows(), scores.logits(1)?.len(), one.len(), two.len()), (2, 100, 4, 3));
 /// println!("{:?}", scores.likeliest()?);
 /// cache.release(one);
+/// assert_eq!(cache.free_pages(), 4);
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -73,10 +100,23 @@ impl Shape {
         }
     }
 
-    /// Bytes of the keys and values of a page, all layers together.
+    /// Bytes of the keys and values of a page, all layers together; what no memory could hold is the largest number.
     fn page_bytes(&self, kind: Kind) -> usize {
-        let elements = self.kv_heads * PagedKvCache::PAGE_TOKENS * self.head_dim;
-        2 * self.layers * elements * kind.elt_size_in_bytes()
+        let factors = [2, self.layers, self.kv_heads, PagedKvCache::PAGE_TOKENS, self.head_dim];
+        factors.into_iter().fold(kind.elt_size_in_bytes(), usize::saturating_mul)
+    }
+
+    /// Memory for `pages` pages.
+    fn memory(&self, pages: usize, kind: Kind, device: Device) -> CacheMemory {
+        CacheMemory {
+            unit: "tokens",
+            count: pages * PagedKvCache::PAGE_TOKENS,
+            unit_bytes: self.page_bytes(kind) / PagedKvCache::PAGE_TOKENS,
+            step: PagedKvCache::PAGE_TOKENS,
+            spare: spare_on(device) * PagedKvCache::PAGE_TOKENS,
+            rounded: if device.is_cuda() { 2 * self.layers } else { 0 },
+            device,
+        }
     }
 }
 
@@ -87,15 +127,19 @@ fn spare_on(device: Device) -> usize {
 
 impl PagedKvCache {
     /// Tokens of a page.
+    ///
+    /// A [`PagedKvCache`] counts in it; see its example.
     pub const PAGE_TOKENS: usize = 32;
 
     /// Most sequences that [`Llama::decode_paged`](super::Llama::decode_paged) takes at once.
+    ///
+    /// What a step over a [`PagedKvCache`] takes; see its example.
     pub const MOST_SEQUENCES: usize = 64;
 
     /// A cache of `pages` free pages for a model with `config` in dtype `kind`.
     ///
     /// # Errors
-    /// `InvalidArgument` for no page or more than can be addressed, `Torch` if memory is short.
+    /// `InvalidArgument` for no page or more than can be addressed, `OutOfMemory` if there is no room, with what would fit.
     pub fn new(config: &LlamaConfig, pages: usize, kind: Kind, device: Device) -> Result<Self> {
         let most = i32::MAX as usize / Self::PAGE_TOKENS - 1;
         if pages == 0 || pages > most {
@@ -104,18 +148,60 @@ impl PagedKvCache {
         let (shape, kind) = (Shape::of(config), cache_kind(device, kind));
         let slots = (pages + spare_on(device)) * Self::PAGE_TOKENS;
         let size = [shape.kv_heads, slots, shape.head_dim].map(|n| n as i64);
-        let empty = || Tensor::f_empty(size, (kind, device)).about("key-value cache");
+        let memory = shape.memory(pages, kind, device);
+        let plane_bytes = slots.saturating_mul(memory.unit_bytes) / (2 * shape.layers).max(1);
+        let empty = |made: usize| {
+            let plane = Tensor::f_empty(size, (kind, device)).about("key-value cache");
+            plane.map_err(|error| memory.explain(error, made * plane_bytes))
+        };
         let mut layers = Vec::new();
-        for _ in 0..shape.layers {
-            layers.push(Planes { keys: empty()?, values: empty()? });
+        for layer in 0..shape.layers {
+            layers.push(Planes { keys: empty(2 * layer)?, values: empty(2 * layer + 1)? });
         }
         let pool = Arc::new(Mutex::new(PagePool::new(pages)));
         Ok(Self { layers, shape, kind, device, pool, graphs: None })
     }
 
+    /// Takes the memory of all pages now, rather than as tokens come: what the process occupies does not grow later. On a GPU that
+    /// is so from the beginning. It would wipe out what sequences hold, so there may be none.
+    ///
+    /// # Errors
+    /// `InvalidArgument` while a sequence has pages, `Torch` where libtorch refuses to write.
+    pub fn reserve(&mut self) -> Result<()> {
+        let taken = self.pages() - self.free_pages();
+        if taken > 0 {
+            let message =
+                format!("sequences have {taken} of its pages, wanted all of them free to reserve them");
+            return Err(Error::invalid("key-value cache", message));
+        }
+        if self.device == Device::Cpu {
+            for Planes { keys, values } in &mut self.layers {
+                let _ = keys.f_zero_().about("key-value cache")?;
+                let _ = values.f_zero_().about("key-value cache")?;
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes that one page takes in a cache made with these arguments.
     pub fn page_bytes(config: &LlamaConfig, kind: Kind, device: Device) -> usize {
         Shape::of(config).page_bytes(cache_kind(device, kind))
+    }
+
+    /// The most tokens that all sequences of a cache made with these arguments can have in `bytes` of memory: a whole number of pages.
+    ///
+    /// ```
+    /// use codecllm::model::{LlamaConfig, PagedKvCache};
+    /// # let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    /// #     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+    /// # let config = LlamaConfig::from_json(json, "config.json")?;
+    /// let page_bytes = PagedKvCache::page_bytes(&config, tch::Kind::Half, tch::Device::Cpu);
+    /// let room = |bytes| PagedKvCache::room_in(&config, tch::Kind::Half, tch::Device::Cpu, bytes);
+    /// assert_eq!([room(3 * page_bytes - 1), room(3 * page_bytes)], [64, 96]);
+    /// # Ok::<(), codecllm::Error>(())
+    /// ```
+    pub fn room_in(config: &LlamaConfig, kind: Kind, device: Device, bytes: usize) -> usize {
+        Shape::of(config).memory(0, cache_kind(device, kind), device).room(bytes)
     }
 
     /// Pages that `tokens` tokens take.
@@ -135,7 +221,7 @@ impl PagedKvCache {
 
     /// Bytes of all pages, and of the one more that there is on a GPU.
     pub fn bytes(&self) -> usize {
-        (self.pages() + spare_on(self.device)) * self.shape.page_bytes(self.kind)
+        (self.pages() + spare_on(self.device)).saturating_mul(self.shape.page_bytes(self.kind))
     }
 
     /// An empty sequence that owns pages for `tokens` tokens, no more than the model is made for; `None`, and nothing changes,
@@ -239,6 +325,8 @@ impl PagedKvCache {
 }
 
 /// One sequence's pages in a [`PagedKvCache`], and how many tokens they hold. Dropped, it gives them back.
+///
+/// Given by a [`PagedKvCache`]; see its example.
 #[derive(Debug)]
 pub struct PagedSequence {
     pool: Arc<Mutex<PagePool>>,

@@ -102,8 +102,6 @@ impl PagedGraphs {
         }
         llama.prepare_kernels(Launcher::on(cache.device())?.device)?;
         let merged = llama.layers.iter().map(MergedLayer::of).collect::<Result<Vec<_>>>()?;
-        // Merging may have moved weights.
-        let weights = llama.weights_mark()?;
         let workspace = Workspace::default();
         Ok(Box::new(Self { weights, merged, workspace, steps: Vec::new(), runs: Arc::default() }))
     }

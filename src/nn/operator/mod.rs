@@ -25,6 +25,8 @@ const FUSED_ROWS: &str = "CODECLLM_FUSED_ROWS";
 
 /// [`CompressedLinear::set_fused_rows`] for every call of the operator `codecllm::linear` in this process: 0 forces scratch, so that a
 /// lossless model gives the dense one's result bit for bit. None: what the environment's `CODECLLM_FUSED_ROWS` says, or the default.
+///
+/// Called for exact outputs after [`patch_linears`](crate::torchscript::patch_linears); see its example.
 pub fn set_operator_fused_rows(rows: Option<usize>) {
     fused_rows().store(rows.unwrap_or_else(rows_of_environment), Ordering::Relaxed);
 }

@@ -59,7 +59,10 @@ impl Launcher {
     /// touches what another may still be at.
     ///
     /// # Safety
-    /// As for [`Kernel::launch`].
+    /// As for [`Kernel::launch`]: each wrapper shows it for the sizes. Of the rest, once for all of them: the tensors outlive the launch,
+    /// since libtorch gives the memory of a dropped one only to later work of the same stream, and what a captured step goes to is
+    /// owned by that step; two launches of a stream that touch the same memory run in their order; no output is an input but where
+    /// the kernel is made for that.
     pub(super) unsafe fn launch(
         &self,
         kernel: Kernel,

@@ -116,7 +116,7 @@ fn paged(table: Address, [per_sequence, page_tokens, slots]: [i64; 3]) -> Result
 
 fn one_page_each(planes: &[i64], wanted: i64) -> Result<Pages> {
     match planes {
-        &[batch, kv_heads, capacity, _] if batch == wanted => Ok(Pages {
+        &[batch, kv_heads, capacity, _] if batch == wanted && capacity > 0 => Ok(Pages {
             table: std::ptr::null_mut(),
             per_sequence: 1,
             count: int("batch", batch)?,
@@ -160,5 +160,6 @@ mod tests {
         }
         assert!(one_page_each(&[3, 8, 700, 64], 2).is_err());
         assert!(one_page_each(&[8, 700, 64], 8).is_err());
+        assert!(one_page_each(&[3, 8, 0, 64], 3).is_err());
     }
 }

@@ -95,6 +95,8 @@ static LANE_INDEX: LaneArray = {
 };
 
 /// What the running processor can do.
+///
+/// Taken by a [`TileDecoder`](crate::codec::TileDecoder); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// No vector instructions: plain Rust.

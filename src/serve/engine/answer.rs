@@ -7,6 +7,8 @@ use crate::error::{Error, ErrorKind};
 use crate::runtime::StopReason;
 
 /// What happens to a request, in this order: at most one `Started`, tokens, and one `Ended` or `Failed`.
+///
+/// What an [`Engine`](super::Engine) answers; see its example.
 #[derive(Debug)]
 pub enum Event {
     /// The request has a place, and its prompt is being processed.
@@ -37,6 +39,8 @@ pub enum Event {
 }
 
 /// What an answer took.
+///
+/// At the end of what an [`Engine`](super::Engine) answers; see its example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Tokens of the prompt.
@@ -46,6 +50,8 @@ pub struct Usage {
 }
 
 /// How likely a token of an answer was, and which ones were likeliest.
+///
+/// Asked of an [`Engine`](super::Engine) with a request; see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenLogprobs {
     /// The token of the answer.
@@ -55,6 +61,8 @@ pub struct TokenLogprobs {
 }
 
 /// A token and its log-probability: the model's own, before temperature and the like.
+///
+/// What an [`Engine`](super::Engine) says of a token; see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenLogprob {
     /// Which.
@@ -70,6 +78,8 @@ pub struct TokenLogprob {
 /// Receives the events of one request. Dropping it tells the engine that nobody listens, and the request's place is free within a step.
 ///
 /// Events wait here until they are taken: at most one for each token of the answer.
+///
+/// Given by an [`Engine`](super::Engine); see its example.
 #[derive(Debug)]
 pub struct Answer {
     events: UnboundedReceiver<Event>,
@@ -85,7 +95,7 @@ impl Answer {
 
     /// The next event; `None` behind the last one, which is always `Ended` or `Failed`.
     ///
-    /// Nothing is lost if the future is dropped before it is ready.
+    /// Nothing is lost if the future is dropped before it is ready. In an async function; see `examples/serve_app.rs`.
     pub async fn next(&mut self) -> Option<Event> {
         if self.complete {
             return None;

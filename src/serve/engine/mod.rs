@@ -12,6 +12,8 @@
 //! multiplies (dense weights) or kernels are chosen by the number of rows (a GPU), a row's last bits may depend on how many rows there
 //! are; then greedy answers are those alone but for places where two tokens are equally likely to within such bits. Sampling uses the
 //! random numbers of the request's own seed.
+//!
+//! [`Engine`] is that thread; see its example.
 
 mod answer;
 mod figures;
@@ -50,20 +52,33 @@ use crate::runtime::{rss_bytes, Continuation, Generator, Language, Prompt, Promp
 /// taken and ends when the last handle is dropped.
 ///
 /// ```no_run
+/// // Needs a model.
+/// use std::time::Duration;
 /// use codecllm::runtime::{GenerateOptions, Generator, LoadOptions, Prompt};
-/// use codecllm::serve::engine::{Engine, EngineOptions, Event, Request};
+/// use codecllm::serve::engine::{Answer, Engine, EngineOptions, EngineState, Event, Refusal, Request};
 /// let generator = Generator::open("model", &LoadOptions::default())?;
-/// let engine = Engine::start(generator, EngineOptions::default())?;
+/// let engine = Engine::start(generator, EngineOptions { max_batch: 8, ..EngineOptions::default() })?;
 /// let prompt = Prompt::Text("Once upon a time".to_owned());
-/// let mut answer = engine.submit(Request::new(prompt, GenerateOptions::default())).unwrap();
-/// while let Some(event) = answer.next_blocking() {
+/// assert!(engine.encode(&prompt)?.len() <= engine.model_info().max_prompt_tokens());
+/// let request = Request { logprobs: Some(2), ..Request::new(prompt, GenerateOptions::default()) };
+/// let mut answer: Answer = match engine.submit(request) {
+///     Ok(answer) => answer,
+///     Err(Refusal::QueueFull { .. }) => return Ok(()), // later
+///     Err(refusal) => panic!("{refusal}"),
+/// };
+/// while let Some(event) = answer.next_blocking() { // or `next().await`
 ///     match event {
-///         Event::Token { text, .. } => print!("{text}"),
+///         Event::Token { text, logprobs, .. } => print!("{text} ({:?}) ", logprobs.map(|of| of.chosen.logprob)),
 ///         Event::Ended { text, usage, .. } => println!("{text}\n{} tokens", usage.completion_tokens),
 ///         Event::Failed(error) => eprintln!("{error}"),
 ///         Event::Started { .. } => (),
 ///     }
 /// }
+/// let stats = engine.stats();
+/// assert!(stats.state == EngineState::Running && stats.requests.failed == 0);
+/// println!("{} s to the first token", stats.time_to_first_token.sum / stats.time_to_first_token.count as f64);
+/// engine.begin_shut_down(Duration::from_secs(5)); // takes no more
+/// engine.shut_down(Duration::from_secs(5)); // and waits for its end
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -102,7 +117,7 @@ impl Engine {
     /// Starts the thread.
     ///
     /// # Errors
-    /// `InvalidArgument` for options out of range, `Torch` if memory for the cache is short.
+    /// `InvalidArgument` for options out of range, `OutOfMemory` if memory for the cache is short, with what would fit.
     pub fn start(generator: Generator, options: EngineOptions) -> Result<Self> {
         options.check()?;
         let language = Arc::clone(generator.language());
@@ -127,11 +142,9 @@ impl Engine {
     {
         let (engine, scheduler) = Self::assemble(model, setup);
         // Dropped last: when the handles hear of the end, the model's memory is free.
-        let end = EndOfThread(Arc::clone(&engine.handle.shared));
-        let spawned = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            let _end = end;
-            scheduler.run();
-        });
+        let mut end = EndOfThread::new(Arc::clone(&engine.handle.shared));
+        let spawned =
+            std::thread::Builder::new().name("engine".to_owned()).spawn(move || end.is_now(scheduler.run()));
         spawned.map_err(|error| Error::io("thread \"engine\"", error))?;
         Ok(engine)
     }
@@ -173,7 +186,8 @@ impl Engine {
     /// Figures of now.
     pub fn stats(&self) -> EngineStats {
         let Handle { setup, pages, page_tokens, .. } = &*self.handle;
-        let device_bytes = occupied_bytes(setup.device);
+        // Files and the driver are asked before the lock, which the engine's thread and every request want.
+        let (device_bytes, rss_bytes) = (occupied_bytes(setup.device), rss_bytes());
         let mut state = self.handle.shared.lock();
         let (waiting, engine) = (state.waiting.len(), state.engine);
         let figures = &mut state.figures;
@@ -197,9 +211,14 @@ impl Engine {
             step_seconds: figures.step_seconds.clone(),
             weight_bytes: setup.weight_bytes,
             cache_bytes: setup.cache_bytes,
-            rss_bytes: rss_bytes(),
+            rss_bytes,
             peak_device_bytes: figures.peak_device_bytes,
         }
+    }
+
+    /// Whether it answers: as the figures of [`Engine::stats`] have it, at once.
+    pub fn state(&self) -> EngineState {
+        self.handle.shared.lock().engine
     }
 
     /// What the model and this engine can do.

@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 use crate::model::PagedKvCache;
 
 /// How much an engine takes on at once.
+///
+/// Given to an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Most requests that are answered at once: rows of a decoding step, [`PagedKvCache::MOST_SEQUENCES`] at most.
@@ -13,7 +15,8 @@ pub struct EngineOptions {
     /// Most requests that wait for a place; one more is refused with [`Refusal::QueueFull`](super::Refusal::QueueFull).
     pub max_queue: usize,
     /// Tokens that the key-value cache has room for, all requests together. `None` for `max_batch` times the model's context, or as much
-    /// less as half of the memory that is free holds. On a CPU pages take memory only once they are used.
+    /// less as half of the memory that is free holds, but for one whole context where there is room for it; on a CPU, pages then take
+    /// memory only once they are used. What is asked for here is taken at the start, and refused where there is less.
     pub cache_tokens: Option<usize>,
     /// Most tokens of a prompt that are processed at once, between two decoding steps of the others: more are faster, and keep the others
     /// waiting longer. `None` for 512 on a GPU and 64 on a CPU.
@@ -45,6 +48,8 @@ impl EngineOptions {
 }
 
 /// What an engine can do, fixed when it starts.
+///
+/// Said by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelInfo {
     /// Most tokens of prompt and answer together.

@@ -5,8 +5,8 @@ use tch::Device;
 use super::options::{EngineOptions, ModelInfo};
 use super::paged_model::{PagedModel, Scores};
 use crate::cuda;
-use crate::error::Result;
-use crate::model::{BatchScores, LlamaConfig, PagedKvCache, PagedSequence};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{BatchScores, PagedKvCache, PagedSequence};
 use crate::nn::default_fused_rows;
 use crate::runtime::{available_bytes, Model};
 
@@ -14,6 +14,9 @@ use crate::runtime::{available_bytes, Model};
 /// should not keep the others waiting for seconds.
 const GPU_PREFILL_TOKENS: usize = 512;
 const CPU_PREFILL_TOKENS: usize = 64;
+
+/// What to do where there is no room for a cache.
+const SMALLER: &str = "give the engine a smaller cache (--cache-tokens)";
 
 /// A model and its cache.
 #[derive(Debug)]
@@ -25,12 +28,11 @@ pub(super) struct PagedLlama {
 impl PagedLlama {
     /// Takes memory for the cache, and sees to it that rows do not depend on how many there are.
     pub(super) fn new(model: Model, options: &EngineOptions) -> Result<Self> {
-        let (config, kind, device) = (model.llama().config(), model.kind(), model.var_store().device());
-        let pages = match options.cache_tokens {
-            Some(tokens) => PagedKvCache::pages_for(tokens),
-            None => default_pages(&model, options.max_batch, available_on(device)),
-        };
-        let cache = PagedKvCache::new(config, pages, kind, device)?;
+        let (kind, device) = (model.kind(), model.var_store().device());
+        let mut cache = make_cache(&model, options).map_err(|error| error.with_cure(SMALLER))?;
+        // Now rather than while others wait; and what it needs beside the cache is missed now.
+        let prepared = model.llama().prepare_paged(options.max_batch, &mut cache);
+        prepared.map_err(|error| error.with_cure(SMALLER))?;
         if device == Device::Cpu {
             // The fused path computes each row by itself, libtorch's multiplication of many rows does not.
             model.llama().set_fused_rows(default_fused_rows(kind).max(options.max_batch));
@@ -70,13 +72,45 @@ impl PagedLlama {
     }
 }
 
-/// Pages for `max_batch` sequences of the whole context, or what half of the `available` bytes hold, but for one at least.
-fn default_pages(model: &Model, max_batch: usize, available: Option<u64>) -> usize {
-    let config: &LlamaConfig = model.llama().config();
-    let page_bytes = PagedKvCache::page_bytes(config, model.kind(), model.var_store().device());
-    let one = PagedKvCache::pages_for(model.context());
-    let affordable = available.map_or(usize::MAX, |bytes| (bytes / 2) as usize / page_bytes.max(1));
-    one.saturating_mul(max_batch).min(affordable).max(one)
+/// A cache as the options have it.
+fn make_cache(model: &Model, options: &EngineOptions) -> Result<PagedKvCache> {
+    let (config, kind, device) = (model.llama().config(), model.kind(), model.var_store().device());
+    let available = available_on(device);
+    let room = available.map(|bytes| PagedKvCache::room_in(config, kind, device, bytes as usize));
+    let Some(tokens) = options.cache_tokens else {
+        let whole = PagedKvCache::pages_for(model.context());
+        let pages = default_pages(whole, options.max_batch, room.map(PagedKvCache::pages_for), device);
+        return PagedKvCache::new(config, pages, kind, device);
+    };
+    let mut cache = PagedKvCache::new(config, PagedKvCache::pages_for(tokens), kind, device)?;
+    // On a GPU it is taken already.
+    if device == Device::Cpu {
+        reserve(&mut cache, available, room)?;
+    }
+    Ok(cache)
+}
+
+/// Pages for `max_batch` sequences of `whole` pages, a whole context each, or half of those that there is `room` for, but for one sequence
+/// at least. On a CPU, pages take memory only once they are used; a GPU must have room for that one, or it has shorter ones.
+fn default_pages(whole: usize, max_batch: usize, room: Option<usize>, device: Device) -> usize {
+    let affordable = room.map_or(usize::MAX, |room| room / 2);
+    let fits = device == Device::Cpu || room.is_none_or(|room| whole <= room);
+    whole.saturating_mul(max_batch).min(affordable).max(if fits { whole } else { 1 })
+}
+
+/// Takes the memory that was asked for at once: it should not be missing when the server is busy. The system would rather end the process
+/// than refuse it.
+fn reserve(cache: &mut PagedKvCache, available: Option<u64>, room: Option<usize>) -> Result<()> {
+    let needed = cache.bytes();
+    match (available, room) {
+        (Some(free), Some(room)) if free < needed as u64 => {
+            let tokens = cache.pages() * PagedKvCache::PAGE_TOKENS;
+            let message =
+                format!("needs {needed} bytes for {tokens} tokens, {free} are free: room for {room} tokens");
+            Err(Error::new(ErrorKind::OutOfMemory, "cache-tokens", message))
+        }
+        _ => cache.reserve(),
+    }
 }
 
 /// Memory of `device` that is free, bytes, where that is known.
@@ -145,5 +179,26 @@ impl Scores for BatchScores {
 
     fn logits(&self, row: usize) -> Result<Vec<f32>> {
         BatchScores::logits(self, row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_is_as_large_as_there_is_room_for() {
+        let (cpu, gpu) = (Device::Cpu, Device::Cuda(0));
+        for device in [cpu, gpu] {
+            // Eight whole contexts of ten pages; half of what there is room for; one whole context, in more than half.
+            assert_eq!(default_pages(10, 8, Some(1000), device), 80);
+            assert_eq!(default_pages(10, 8, None, device), 80);
+            assert_eq!(default_pages(10, 8, Some(101), device), 50);
+            assert_eq!(default_pages(10, 8, Some(11), device), 10);
+        }
+        // Too little for one: a CPU may never use it, a GPU would have to have it.
+        assert_eq!(default_pages(10, 8, Some(9), cpu), 10);
+        assert_eq!(default_pages(10, 8, Some(9), gpu), 4);
+        assert_eq!(default_pages(10, 8, Some(0), gpu), 1);
     }
 }

@@ -7,6 +7,8 @@ use crate::error::Error;
 use crate::runtime::{GenerateOptions, Prompt};
 
 /// A prompt to continue.
+///
+/// Answered by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// What to continue.
@@ -27,6 +29,8 @@ impl Request {
 }
 
 /// Why a request was not taken.
+///
+/// Said by an [`Engine`](super::Engine); see its example.
 #[derive(Debug)]
 pub enum Refusal {
     /// As many wait as may wait: try again later.

@@ -12,8 +12,13 @@ use super::job::{Job, Outcome};
 use super::logprobs::token_logprobs;
 use super::paged_model::{PagedModel, Scores};
 use super::shared::{Shared, State};
+use super::stats::EngineState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::{Language, StopReason};
+
+/// Pieces and steps one after the other that fail inside libtorch or CUDA, none of them well, after which the engine takes the device for
+/// lost: a broken context makes everything fail that comes after.
+const MOST_FAILURES: usize = 8;
 
 /// Runs the turns of an engine.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub(super) struct Scheduler<M: PagedModel> {
     running: Vec<Running<M::Sequence>>,
     /// Requests that are over, to be told at the end of the turn.
     over: Vec<(Job, Outcome)>,
+    /// Pieces and steps that failed on the device since the last that went well.
+    failures: usize,
 }
 
 /// A request that has a place.
@@ -50,14 +57,19 @@ impl<M: PagedModel> Scheduler<M> {
         max_batch: usize,
         prefill_tokens: usize,
     ) -> Self {
-        Self { model, shared, language, max_batch, prefill_tokens, running: Vec::new(), over: Vec::new() }
+        let (running, over) = (Vec::new(), Vec::new());
+        Self { model, shared, language, max_batch, prefill_tokens, running, over, failures: 0 }
     }
 
-    /// Serves until the engine is told to end.
-    pub(super) fn run(mut self) {
+    /// Serves until the engine is told to end, or can't go on; says which.
+    pub(super) fn run(mut self) -> EngineState {
         while !self.running.is_empty() || self.shared.wait_for_work() {
             self.turn();
+            if self.failures >= MOST_FAILURES {
+                return EngineState::Broken;
+            }
         }
+        EngineState::Stopped
     }
 
     /// One turn.
@@ -132,6 +144,7 @@ impl<M: PagedModel> Scheduler<M> {
         let pieced = self.model.prefill(piece, &mut running.sequence);
         let tokens = piece.len();
         running.held = end;
+        note(&mut self.failures, &pieced);
         match pieced {
             Err(error) => running.outcome = Some(Outcome::Failed(error)),
             Ok(scores) if end == running.job.ids.len() => self.take_tokens(&[at], &scores),
@@ -157,7 +170,9 @@ impl<M: PagedModel> Scheduler<M> {
         if rows.is_empty() {
             return;
         }
-        match self.model.decode(&tokens, &mut sequences) {
+        let decoded = self.model.decode(&tokens, &mut sequences);
+        note(&mut self.failures, &decoded);
+        match decoded {
             Ok(scores) => self.take_tokens(&rows, &scores),
             Err(error) => {
                 let again = || Error::new(error.kind(), "decoding step", error.to_string());
@@ -246,6 +261,15 @@ impl<M: PagedModel> Scheduler<M> {
                 job.send(event);
             }
         }
+    }
+}
+
+/// Counts the failures of a device without a success between them. What a request did wrong or had no room is none.
+fn note<T>(failures: &mut usize, done: &Result<T>) {
+    match done.as_ref().map_err(Error::kind) {
+        Ok(_) => *failures = 0,
+        Err(ErrorKind::Cuda | ErrorKind::Torch) => *failures += 1,
+        Err(_) => (),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the engine's handles and its thread share: the queue, the figures, and whether it goes on.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::figures::Figures;
@@ -129,13 +129,25 @@ impl State {
 
 /// Tells the handles that the thread has ended, also where it ends by a panic.
 #[derive(Debug)]
-pub(super) struct EndOfThread(pub(super) std::sync::Arc<Shared>);
+pub(super) struct EndOfThread {
+    shared: Arc<Shared>,
+    engine: EngineState,
+}
+
+impl EndOfThread {
+    /// Of a thread that would end by a panic.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, engine: EngineState::Broken }
+    }
+
+    /// It ends as `engine` says.
+    pub(super) fn is_now(&mut self, engine: EngineState) {
+        self.engine = engine;
+    }
+}
 
 impl Drop for EndOfThread {
     fn drop(&mut self) {
-        self.0.end(match std::thread::panicking() {
-            true => EngineState::Broken,
-            false => EngineState::Stopped,
-        });
+        self.shared.end(self.engine);
     }
 }

@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 /// An engine's figures at one moment. Totals count from its start.
+///
+/// Given by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EngineStats {
     /// Whether it answers.
@@ -48,6 +50,8 @@ pub struct EngineStats {
 }
 
 /// Whether an engine answers.
+///
+/// Given by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineState {
@@ -57,11 +61,13 @@ pub enum EngineState {
     ShuttingDown,
     /// It has ended as it was told to.
     Stopped,
-    /// It has ended because of a defect.
+    /// It has ended because of a defect, or because its device has failed again and again.
     Broken,
 }
 
 /// Requests by what became of them. Those that run or wait are in none of these.
+///
+/// Given by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RequestCounts {
     /// Ended by a stop token or a stop string.
@@ -85,6 +91,8 @@ pub struct RequestCounts {
 }
 
 /// How often a quantity fell below each of some bounds, as Prometheus has it.
+///
+/// Given by an [`Engine`](super::Engine); see its example.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Histogram {
     /// Upper bounds (inclusive, `le`), ascending; one more bucket without bound follows, which `count` stands for.

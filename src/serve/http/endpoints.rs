@@ -90,7 +90,7 @@ fn model_card(server: &Server) -> Value {
 }
 
 pub(super) async fn health(State(server): State<Server>) -> Response {
-    let state = server.engine().stats().state;
+    let state = server.engine().state();
     let status = match state {
         EngineState::Running => StatusCode::OK,
         EngineState::ShuttingDown | EngineState::Stopped | EngineState::Broken => {

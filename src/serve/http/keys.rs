@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// use codecllm::serve::ApiKeys;
 /// let keys = ApiKeys::parse("first-key\nsecond-key\n", "keys")?;
 /// assert!(keys.contains("second-key") && !keys.contains("second"));
+/// let file = tempfile::NamedTempFile::new().unwrap();
+/// std::fs::write(&file, "third-key\n").unwrap();
+/// assert!(!ApiKeys::from_file(file.path())?.is_empty());
 /// # Ok::<(), codecllm::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]

@@ -18,6 +18,7 @@ mod reply;
 mod run;
 mod server;
 mod stream;
+mod workers;
 
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
@@ -42,6 +43,8 @@ use crate::error::Result;
 /// | `GET /health` | 200, and 503 once the engine takes no more requests |
 /// | `GET /metrics`, `GET /stats` | the engine's figures, for Prometheus and as JSON |
 /// | `GET /` | a page to chat in |
+///
+/// Beside an application's own routes; see `examples/serve_app.rs`.
 ///
 /// # Errors
 /// What [`ServerOptions`] contradict themselves in.

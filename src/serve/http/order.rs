@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use axum::Json;
-use tokio::time::{timeout_at, Instant};
+use tokio::time::Instant;
 
 use super::answers::{Answers, News};
+use super::workers::Asker;
 use super::{stream, Server};
 use crate::runtime::{GenerateOptions, Prompt};
 use crate::serve::engine::{Answer, Request};
@@ -39,13 +40,19 @@ impl Order {
     /// Making tokens of a long text takes a while: not on a thread that others wait for.
     async fn submit(self, server: Server, arrived: Instant, time: Duration) -> Result<Vec<Answer>, ApiError> {
         let deadline = arrived + time;
-        let submitting = tokio::task::spawn_blocking(move || self.submit_blocking(&server, deadline));
-        let submitted = timeout_at(deadline, submitting).await.map_err(|_| ApiError::out_of_time(time))?;
+        let workers = server.workers().clone();
+        let submitting = workers.run(deadline, move |asker| self.submit_blocking(&server, deadline, asker));
+        let submitted = submitting.await.map_err(|_| ApiError::out_of_time(time))?;
         submitted.map_err(|_| ApiError::internal("the request could not be taken"))?
     }
 
     /// Asks for each choice of each prompt. If one is refused, the others are given up with it.
-    fn submit_blocking(&self, server: &Server, deadline: Instant) -> Result<Vec<Answer>, ApiError> {
+    fn submit_blocking(
+        &self,
+        server: &Server,
+        deadline: Instant,
+        asker: &Asker,
+    ) -> Result<Vec<Answer>, ApiError> {
         let (engine, info) = (server.engine(), server.engine().model_info());
         let places = info.max_batch.saturating_add(info.max_queue);
         let wanted = self.prompts.len().saturating_mul(self.parameters.choices);
@@ -56,6 +63,9 @@ impl Order {
         }
         let mut answers = Vec::with_capacity(wanted);
         for prompt in &self.prompts {
+            if asker.has_left() {
+                return Err(ApiError::out_of_time(server.options().request_time));
+            }
             let ids = engine.encode(prompt)?;
             let options = self.options(server, ids.len())?;
             for choice in 0..self.parameters.choices as u64 {

@@ -16,6 +16,21 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Serves on `listener` until `end` comes: then it accepts no more, lets running answers finish for at most
 /// [`ServerOptions::shutdown_time`], and ends the engine.
 ///
+/// ```no_run
+/// // Needs a model.
+/// use codecllm::runtime::{Generator, LoadOptions};
+/// use codecllm::serve::{run, ApiKeys, Engine, EngineOptions, ServerOptions};
+/// let generator = Generator::open("model", &LoadOptions::default())?;
+/// let engine = Engine::start(generator, EngineOptions::default())?;
+/// let options = ServerOptions { keys: ApiKeys::from_file("keys.txt")?, ..ServerOptions::new("my-model") };
+/// tokio::runtime::Runtime::new().unwrap().block_on(async {
+///     let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await.unwrap();
+///     let end = async { tokio::signal::ctrl_c().await.unwrap() };
+///     run(listener, engine, options, end).await
+/// })?;
+/// # Ok::<(), codecllm::Error>(())
+/// ```
+///
 /// # Errors
 /// `InvalidArgument` for a listener that others than this machine reach, without keys or with
 /// [`ServerOptions::loopback_hosts_only`]; `Io` if the listener has no address; and as [`router`].

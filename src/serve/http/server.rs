@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::counters::Counters;
+use super::workers::Workers;
 use super::{page, ServerOptions};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::serve::engine::Engine;
 use crate::serve::openai::unix_seconds;
 
@@ -17,6 +18,7 @@ struct Shared {
     engine: Engine,
     options: ServerOptions,
     counters: Counters,
+    workers: Workers,
     page_policy: String,
     /// When the server started, in seconds since 1970.
     started: u64,
@@ -24,11 +26,10 @@ struct Shared {
 
 impl Server {
     pub(super) fn new(engine: Engine, options: ServerOptions) -> Result<Self> {
-        if options.max_new_tokens == Some(0) {
-            return Err(Error::invalid("max new tokens", "0, wanted 1 or more"));
-        }
-        let (counters, page_policy) = (Counters::default(), page::policy());
-        Ok(Self(Arc::new(Shared { engine, options, counters, page_policy, started: unix_seconds() })))
+        options.check()?;
+        let (counters, workers, page_policy) = (Counters::default(), Workers::new(), page::policy());
+        let started = unix_seconds();
+        Ok(Self(Arc::new(Shared { engine, options, counters, workers, page_policy, started })))
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -41,6 +42,10 @@ impl Server {
 
     pub(super) fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    pub(super) fn workers(&self) -> &Workers {
+        &self.0.workers
     }
 
     pub(super) fn page_policy(&self) -> &str {

@@ -36,7 +36,10 @@ pub(super) struct Contender {
 
 impl Contender {
     /// Records `piece`, which gets its turn's number, in whole rounds through `copies`; each moves at least `bytes`.
-    pub(super) fn record(
+    ///
+    /// # Safety
+    /// As for [`Recorder::record`]: what `piece` reads and writes lives until the contest is over.
+    pub(super) unsafe fn record(
         recorder: &Recorder,
         copies: usize,
         bytes: usize,
@@ -45,7 +48,8 @@ impl Contender {
         let piece_seconds = (bytes as f64 / MOST_BYTES_PER_SECOND).max(LEAST_PIECE_SECONDS);
         let rounds = (LEAST_SECONDS / (copies as f64 * piece_seconds)).ceil().max(1.0);
         let pieces = copies * rounds as usize;
-        let recording = recorder.record(|| (0..pieces).try_for_each(&mut piece))?;
+        // SAFETY: the caller's promise.
+        let recording = unsafe { recorder.record(|| (0..pieces).try_for_each(&mut piece)) }?;
         Ok(Self { recording, pieces })
     }
 }

@@ -35,9 +35,9 @@ pub(super) fn copy_bytes_per_second(recorder: &Recorder, budget: Duration) -> Re
         Tensor::f_full(size, byte, (Kind::Uint8, DEVICE)).map_err(torch_error("--device"))
     };
     let (mut to, from) = (bytes(0)?, bytes(1)?);
-    let copy = Contender::record(recorder, 1, 2 * COPIED_BYTES, |_| {
-        to.f_copy_(&from).map_err(torch_error("--device"))
-    })?;
+    let piece = |_| to.f_copy_(&from).map_err(torch_error("--device"));
+    // SAFETY: both live until the end of this function, and a copy allocates nothing.
+    let copy = unsafe { Contender::record(recorder, 1, 2 * COPIED_BYTES, piece) }?;
     let timings = contest(&[copy], budget)?;
     Ok(timings.first().map_or(f64::NAN, |timing| 2.0 * COPIED_BYTES as f64 / timing.median_us * 1e6))
 }
@@ -54,9 +54,10 @@ pub(super) fn time(
     for kind in KINDS {
         let outputs = outputs(layer, kind).map_err(torch_error(&layer.spec.name))?;
         let copies = layer.compressed.len();
-        contenders.push(Contender::record(recorder, copies, 2 * layer.weights(), |turn| {
-            layer.compressed[turn % copies].decode_into(&outputs[turn % outputs.len()])
-        })?);
+        let decode =
+            |turn: usize| layer.compressed[turn % copies].decode_into(&outputs[turn % outputs.len()]);
+        // SAFETY: the weights are the layer's, and the outputs are kept until the contest is over.
+        contenders.push(unsafe { Contender::record(recorder, copies, 2 * layer.weights(), decode) }?);
         kept.push(outputs); // a recording writes them at every replay
     }
     let timings = contest(&contenders, budget)?;

@@ -37,9 +37,9 @@ pub(super) fn time(
     let mut contenders = Vec::new();
     let compressed = |path: &'static str| {
         layer.set_fused(path == "fused");
-        Contender::record(recorder, layer.compressed.len(), 2 * layer.weights(), |turn| {
-            turn_of(&layer.compressed, turn).forward_into(&x, &y)
-        })
+        let forward = |turn| turn_of(&layer.compressed, turn).forward_into(&x, &y);
+        // SAFETY: layers, x and y live until the end of this function; scratch is the layers' own, and kept.
+        unsafe { Contender::record(recorder, layer.compressed.len(), 2 * layer.weights(), forward) }
     };
     for path in ["fused", "scratch"] {
         if path == "scratch" || batch <= FUSED_ROWS {
@@ -51,9 +51,10 @@ pub(super) fn time(
     for dense in &layer.dense {
         let (x, y) = (layer.activations(batch, dense.kind)?, layer.results(batch, dense.kind)?);
         paths.push(dense.path);
-        contenders.push(Contender::record(recorder, dense.weights.len(), 2 * layer.weights(), |turn| {
-            dense.forward_into(turn, &x, &y)
-        })?);
+        let forward = |turn| dense.forward_into(turn, &x, &y);
+        // SAFETY: the weights are the layer's, x and y are kept until the contest is over; the products allocate nothing.
+        contenders
+            .push(unsafe { Contender::record(recorder, dense.weights.len(), 2 * layer.weights(), forward) }?);
         kept.push((x, y));
     }
     let timings = contest(&contenders, plan.budget)?;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::paged_model::{PagedModel, Scores};
 use super::{LETTERS, STOP};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// What the engine asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub(super) rows_fetched: usize,
     /// Sequences that begin with this letter fail the step or piece they are in.
     pub(super) failing: Option<char>,
+    /// How they fail; as damaged where none is said.
+    pub(super) failing_as: Option<ErrorKind>,
     /// The same, with a panic.
     pub(super) panicking: Option<char>,
     /// Their scores are NaN.
@@ -71,7 +73,8 @@ impl Script {
         for sequence in sequences {
             let name = sequence.name();
             if plan.failing == Some(name) {
-                return Err(Error::corrupt("script", format!("{name} fails as planned")));
+                let kind = plan.failing_as.unwrap_or(ErrorKind::Corrupt);
+                return Err(Error::new(kind, "script", format!("{name} fails as planned")));
             }
             assert!(plan.panicking != Some(name), "{name} panics as planned");
             let mut row: Vec<f32> = (0..=LETTERS).map(|token| -0.01 * token as f32).collect();

@@ -1,8 +1,9 @@
 //! The engine on its own thread.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::error::ErrorKind;
 use crate::serve::engine::EngineState;
 
 /// More than any of these tests takes on a slow machine.
@@ -74,6 +75,46 @@ fn a_panic_fails_the_answers_and_refuses_what_follows() {
     let stats = engine.stats();
     assert_eq!((stats.state, stats.running, stats.waiting), (EngineState::Broken, 0, 0));
     assert_eq!(stats.requests.failed, 2);
+}
+
+/// An engine whose prompts of "b" fail as `kind`, which are asked for so often; with a good one after each `good_after`.
+fn failing(kind: ErrorKind, times: usize, good_after: usize) -> Engine {
+    let (engine, script) = start(1, 40);
+    {
+        let mut plan = script.lock().unwrap();
+        (plan.failing, plan.failing_as) = (Some('b'), Some(kind));
+    }
+    for time in 1..=times {
+        let error = wait(&mut engine.submit(request("b", 5)).unwrap()).failed.unwrap();
+        assert_eq!(error.kind(), kind);
+        if time % good_after == 0 {
+            assert_eq!(wait(&mut engine.submit(request("a", 2)).unwrap()).text, alone("a", 2));
+        }
+    }
+    engine
+}
+
+#[test]
+fn a_device_that_fails_again_and_again_ends_the_engine() {
+    for kind in [ErrorKind::Cuda, ErrorKind::Torch] {
+        let engine = failing(kind, 8, usize::MAX);
+        // The last of them is told of before the thread ends.
+        let start = Instant::now();
+        while engine.state() == EngineState::Running && start.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(engine.state(), EngineState::Broken);
+        assert!(matches!(engine.submit(request("a", 1)), Err(Refusal::Broken)));
+    }
+    // Not with a success between, nor for what a request is to blame for or had no room.
+    for (kind, good_after) in [(ErrorKind::Cuda, 7), (ErrorKind::Corrupt, 100), (ErrorKind::OutOfMemory, 100)]
+    {
+        let engine = failing(kind, 30, good_after);
+        assert_eq!(wait(&mut engine.submit(request("a", 2)).unwrap()).text, alone("a", 2));
+        assert_eq!(engine.state(), EngineState::Running);
+        engine.shut_down(LONG);
+        assert_eq!(engine.state(), EngineState::Stopped);
+    }
 }
 
 #[test]
