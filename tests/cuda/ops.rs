@@ -624,9 +624,14 @@ fn a_payload_damaged_on_the_device_is_an_error() {
 #[test]
 fn damage_that_nobody_checks_stays_inside_the_buffers() {
     need_gpu!();
-    for (shape, layout) in
-        [([100, 300], Layout::Fast), ([64, 2080], Layout::Fast), ([100, 300], Layout::Small)]
-    {
+    // Bands of one tile, bands whose tiles meet, and two bands a block whose tiles take turns.
+    let shapes = [
+        ([100, 300], Layout::Fast),
+        ([64, 2080], Layout::Fast),
+        ([2400, 1200], Layout::Fast),
+        ([100, 300], Layout::Small),
+    ];
+    for (shape, layout) in shapes {
         let compressed = compress(&heavy_tailed(&shape, 42), layout, 0.2);
         let (vs, linear) = linear(&compressed, None);
         let table = VarStore::new(CUDA);
