@@ -1,19 +1,19 @@
-//! More rows of x than 8: bands side by side on the same columns, x packed, columns that blocks share.
+//! More rows of x than 8: bands side by side on the same columns, x packed, tiles that meet or take turns.
 
 use codecllm::codec::{CompressedTensor, EncodeOptions, Layout, StepRule, TileShape};
-use codecllm::nn::{CompressedLinear, Linear, MergedLinear};
+use codecllm::nn::CompressedLinear;
 use codecllm::tile::STRIPE_ROWS;
-use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use super::ops::{
-    assert_same_bits, heavy_tailed, linear, need_gpu, poisoned, product, random, row_error, CUDA, KINDS,
+    assert_same_bits, heavy_tailed, linear, merged, need_gpu, poisoned, product, random, row_error, CUDA,
+    KINDS,
 };
 
-/// Where a multiprocessor has few bands and blocks share the columns; ragged in both directions.
+/// Where a multiprocessor has so few bands that their tiles meet; ragged in both directions.
 const FEW_BANDS: [i64; 2] = [333, 1355];
 
-/// So many rows that each multiprocessor of any GPU has bands enough for itself; ragged, in bands of three tiles.
+/// So many rows that tiles take turns on any GPU; ragged, in bands of three tiles.
 const MANY_BANDS: [i64; 2] = [30_005, 1355];
 
 /// Cut into tiles of so many columns. No tile codes differences.
@@ -96,16 +96,7 @@ fn parts_of_different_tiles_give_each_row_what_it_has_alone() {
     for rows in [[333, 100, 70], [30_005, 9000, 5000]] {
         let parts = [(rows[0], 512), (rows[1], 2048), (rows[2], 128)]
             .map(|(rows, tile_cols)| grid([rows, 1355], Layout::Fast, tile_cols));
-        let vs = VarStore::new(CUDA);
-        let linears: Vec<Linear> = parts
-            .iter()
-            .enumerate()
-            .map(|(index, part)| {
-                Linear::Compressed(CompressedLinear::new(&(vs.root() / index), part, None).unwrap())
-            })
-            .collect();
-        let merged = MergedLinear::new(&linears.iter().collect::<Vec<_>>()).unwrap();
-        merged.set_fused_rows(usize::MAX);
+        let (_vs, merged) = merged(&parts.iter().collect::<Vec<_>>());
         let x = random(&[64, 1355], 74).to_kind(Kind::Half).to_device(CUDA);
         let forward = |first: i64, count: i64| {
             let y = poisoned(&[count, rows.iter().sum()], Kind::Half);

@@ -103,6 +103,18 @@ pub(super) fn assert_same_bits(got: &Tensor, want: &Tensor, what: &str) {
     assert_eq!(count, 0, "{what}: the first of {count} is at {:?}", Vec::<i64>::try_from(different.get(0)));
 }
 
+/// Linears of one input as one, fused whatever the number of rows.
+pub(super) fn merged(parts: &[&CompressedTensor]) -> (VarStore, MergedLinear) {
+    let vs = VarStore::new(CUDA);
+    let linear = |(index, part): (usize, &&CompressedTensor)| {
+        Linear::Compressed(CompressedLinear::new(&(vs.root() / index), part, None).unwrap())
+    };
+    let linears: Vec<Linear> = parts.iter().enumerate().map(linear).collect();
+    let merged = MergedLinear::new(&linears.iter().collect::<Vec<_>>()).unwrap();
+    merged.set_fused_rows(usize::MAX);
+    (vs, merged)
+}
+
 pub(super) fn poisoned(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::full(shape, f64::NAN, (kind, CUDA))
 }
@@ -759,16 +771,7 @@ fn weights_in_tiles_of_different_widths_share_a_launch() {
     // So many bands that each block has more of either than it has slots for.
     let (wide, narrow) = (cut(30_000, 1024, 51), cut(20_000, 128, 52));
     for parts in [[&wide, &narrow], [&narrow, &wide]] {
-        let vs = VarStore::new(CUDA);
-        let linears: Vec<Linear> = parts
-            .iter()
-            .enumerate()
-            .map(|(index, part)| {
-                Linear::Compressed(CompressedLinear::new(&(vs.root() / index), part, None).unwrap())
-            })
-            .collect();
-        let merged = MergedLinear::new(&linears.iter().collect::<Vec<_>>()).unwrap();
-        merged.set_fused_rows(usize::MAX);
+        let (_vs, merged) = merged(&parts);
         for batch in [1, 12, 24, 64] {
             let x = random(&[batch, 1024], batch);
             let y = poisoned(&[batch, 50_000], Kind::Float);
