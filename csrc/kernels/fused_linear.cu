@@ -93,11 +93,11 @@ struct RowInput {
         for (u32 b = 0; b < NB; b++) rows[b] += GROUP_COLS;
     }
 
-    // The elements of this column, and the one of a block's row `row`.
-    static __device__ __forceinline__ const u16* column(const Arguments& arguments, u32, u32 col) { return arguments.x + col; }
-    static __device__ __forceinline__ u16 element(const Arguments& arguments, const u16* column, u32 row, u32 b) {
-        return column[u64(min_u32(b * MMA_COLS + row, arguments.batch - 1)) * arguments.x_stride];
+    // Where the elements of a block's row `row` begin, and where the one of this column lies from there on.
+    static __device__ __forceinline__ const u16* begin_row(const Arguments& arguments, u32 row, u32 b) {
+        return arguments.x + u64(min_u32(b * MMA_COLS + row, arguments.batch - 1)) * arguments.x_stride;
     }
+    static __device__ __forceinline__ u32 offset(u32, u32 col) { return col; }
 };
 
 // Where x is packed, in the order in which it is multiplied: for each k-step what each lane takes of two blocks, 16 bytes a lane; the
@@ -128,14 +128,13 @@ struct PackedInput {
 
     __device__ __forceinline__ void end_group() { packed += 4 * STEP; }
 
-    // The elements of the first block's row `row` in this column; `element` finds those of the others.
-    static __device__ __forceinline__ const u16* column(const Arguments& arguments, u32 row, u32 col) {
-        const u32 lane = row * 4 + col % GROUP_COLS / LANE_COLS, step = col / GROUP_COLS * 4 + col % LANE_COLS / 4;
-        return arguments.x + (step * STEP + lane) * 8 + col % 4;
+    // As for rows as they are: `begin_row` tells the blocks apart, `offset` the rows of a block.
+    static __device__ __forceinline__ const u16* begin_row(const Arguments& arguments, u32, u32 b) {
+        return arguments.x + b / 2 * (LANES * 8) + b % 2 * 4;
     }
-
-    static __device__ __forceinline__ u16 element(const Arguments&, const u16* column, u32, u32 b) {
-        return column[b / 2 * (LANES * 8) + b % 2 * 4];
+    static __device__ __forceinline__ u32 offset(u32 row, u32 col) {
+        const u32 lane = row * 4 + col % GROUP_COLS / LANE_COLS, step = col / GROUP_COLS * 4 + col % LANE_COLS / 4;
+        return (step * STEP + lane) * 8 + col % 4;
     }
 };
 
@@ -220,19 +219,18 @@ __device__ __noinline__ Sums<NB> with_escapes(const Arguments& arguments, Shared
                                               Sums<NB> sums) {
     const u32 lane = threadIdx.x % LANES, row = lane / 4, first = 2 * (lane % 4);
     for (u32 base = 0; base < escapes.count; base += 16) {
-        u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0};
-        const u16* columns[4];
+        u32 whole[4] = {0, 0, 0, 0}, high[4] = {0, 0, 0, 0}, offsets[4];
         bool used[4];
 #pragma unroll
         for (u32 k = 0; k < 4; k++) {
             const u32 index = base + first + (k & 1) + 8 * (k >> 1);
-            columns[k] = arguments.x;
+            offsets[k] = 0;
             used[k] = false;
             if (index >= escapes.count) continue;
             const u32 position = escapes.position(index);
             const u32 tile_row = divide_small(position, tile_cols);
             const u32 own_row = tile_row - stripe * STRIPE_ROWS;
-            columns[k] = InputOf<NB>::Type::column(arguments, row, tile_col + position - tile_row * tile_cols);
+            offsets[k] = InputOf<NB>::Type::offset(row, tile_col + position - tile_row * tile_cols);
             used[k] = own_row < STRIPE_ROWS;
             const EscapeHalves halves = EscapeHalves::of<LAYOUT, WIDE>(escapes.value<WIDE>(index));
             const u32 register_index = 2 * (k >> 1), shift = 16 * (k & 1);
@@ -242,10 +240,9 @@ __device__ __noinline__ Sums<NB> with_escapes(const Arguments& arguments, Shared
 #pragma unroll
         for (u32 b = 0; b < NB; b++) {
             u32 x[4];
+            const u16* own = InputOf<NB>::Type::begin_row(arguments, row, b);
 #pragma unroll
-            for (u32 k = 0; k < 4; k++) {
-                x[k] = used[k] ? InputOf<NB>::Type::element(arguments, columns[k], row, b) : 0;
-            }
+            for (u32 k = 0; k < 4; k++) x[k] = used[k] ? own[offsets[k]] : 0;
             multiply<LAYOUT>(sums.of[b], whole, x[0] | x[1] << 16, x[2] | x[3] << 16);
             if (WIDE && is_grid(LAYOUT)) multiply<LAYOUT>(sums.of[b], high, x[0] | x[1] << 16, x[2] | x[3] << 16);
         }
