@@ -46,14 +46,19 @@ const fn figure(coding: Coding, bits: f64, batch: usize, milliseconds: f64) -> F
 }
 
 /// NVIDIA H100 80GB HBM3, driver 580.159.04, libtorch 2.11.0, 2026-11-25. `codecllm bench --device cuda --bits 5.3 --batch 1,8,16
-/// --seconds 0.1`, the same with `--bits 6.2 --batch 1`, and `codecllm bench --device cuda --lossless --dtype bf16 --batch 1`.
-const H100: [Figure; 8] = [
+/// --seconds 0.1`, the same with `--bits 6.2 --batch 1`, and `codecllm bench --device cuda --lossless --dtype bf16 --batch 1`; a day later with
+/// `--batch 1,8,16,32,64 --seconds 0.05` for the grid from batch 16 on and for all beyond it.
+const H100: [Figure; 12] = [
     figure(Coding::Dense, 16.0, 1, 5.51),
     figure(Coding::Dense, 16.0, 8, 5.49),
     figure(Coding::Dense, 16.0, 16, 5.60),
+    figure(Coding::Dense, 16.0, 32, 5.64),
+    figure(Coding::Dense, 16.0, 64, 5.76),
     figure(Coding::Grid, 5.31, 1, 2.94),
     figure(Coding::Grid, 5.31, 8, 3.13),
-    figure(Coding::Grid, 5.31, 16, 4.06),
+    figure(Coding::Grid, 5.31, 16, 3.84),
+    figure(Coding::Grid, 5.31, 32, 4.73),
+    figure(Coding::Grid, 5.31, 64, 7.06),
     figure(Coding::Grid, 6.22, 1, 3.32),
     figure(Coding::Exact, 10.65, 1, 4.86),
 ];
