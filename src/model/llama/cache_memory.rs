@@ -44,7 +44,8 @@ impl CacheMemory {
         units - units % self.step.max(1)
     }
 
-    fn need(&self, free_bytes: Option<usize>) -> String {
+    /// What all of it needs and, of `free_bytes`, for how much there is room.
+    pub(super) fn need(&self, free_bytes: Option<usize>) -> String {
         let Self { unit, count, unit_bytes, .. } = *self;
         let needed = count.saturating_add(self.spare).saturating_mul(unit_bytes);
         let need = format!("needs {needed} bytes for {count} {unit}");

@@ -188,6 +188,12 @@ impl PagedKvCache {
         Shape::of(config).page_bytes(cache_kind(device, kind))
     }
 
+    /// What its pages need, and for how many tokens `free_bytes` have room.
+    #[cfg(feature = "serve")]
+    pub(crate) fn need(&self, free_bytes: usize) -> String {
+        self.shape.memory(self.pages(), self.kind, self.device).need(Some(free_bytes))
+    }
+
     /// The most tokens that all sequences of a cache made with these arguments can have in `bytes` of memory: a whole number of pages.
     ///
     /// ```

@@ -189,20 +189,17 @@ impl Source {
         packed_rows: Option<usize>,
         subject: &str,
     ) -> Result<()> {
-        let symbol = match (Element::of(self.kind, subject)?, self.half, packed_rows.is_some()) {
-            (Element::F32, Kind::BFloat16, false) => "activations_f32_to_bf16",
-            (Element::F16, Kind::BFloat16, false) => "activations_f16_to_bf16",
-            (Element::BF16, Kind::BFloat16, false) => "activations_bf16_to_bf16",
-            (Element::F32, _, false) => "activations_f32",
-            (Element::F16, _, false) => "activations_f16",
-            (Element::BF16, _, false) => "activations_bf16",
-            (Element::F32, Kind::BFloat16, true) => "activations_f32_to_bf16_packed",
-            (Element::F16, Kind::BFloat16, true) => "activations_f16_to_bf16_packed",
-            (Element::BF16, Kind::BFloat16, true) => "activations_bf16_to_bf16_packed",
-            (Element::F32, _, true) => "activations_f32_packed",
-            (Element::F16, _, true) => "activations_f16_packed",
-            (Element::BF16, _, true) => "activations_bf16_packed",
+        let [as_rows, packed] = match (Element::of(self.kind, subject)?, self.half) {
+            (Element::F32, Kind::BFloat16) => ["activations_f32_to_bf16", "activations_f32_to_bf16_packed"],
+            (Element::F16, Kind::BFloat16) => ["activations_f16_to_bf16", "activations_f16_to_bf16_packed"],
+            (Element::BF16, Kind::BFloat16) => {
+                ["activations_bf16_to_bf16", "activations_bf16_to_bf16_packed"]
+            }
+            (Element::F32, _) => ["activations_f32", "activations_f32_packed"],
+            (Element::F16, _) => ["activations_f16", "activations_f16_packed"],
+            (Element::BF16, _) => ["activations_bf16", "activations_bf16_packed"],
         };
+        let symbol = if packed_rows.is_some() { packed } else { as_rows };
         let arguments = Arguments {
             x: self.address as u64,
             out: to.address,

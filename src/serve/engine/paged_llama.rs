@@ -76,16 +76,16 @@ impl PagedLlama {
 fn make_cache(model: &Model, options: &EngineOptions) -> Result<PagedKvCache> {
     let (config, kind, device) = (model.llama().config(), model.kind(), model.var_store().device());
     let available = available_on(device);
-    let room = available.map(|bytes| PagedKvCache::room_in(config, kind, device, bytes as usize));
     let Some(tokens) = options.cache_tokens else {
         let whole = PagedKvCache::pages_for(model.context());
+        let room = available.map(|bytes| PagedKvCache::room_in(config, kind, device, bytes as usize));
         let pages = default_pages(whole, options.max_batch, room.map(PagedKvCache::pages_for), device);
         return PagedKvCache::new(config, pages, kind, device);
     };
     let mut cache = PagedKvCache::new(config, PagedKvCache::pages_for(tokens), kind, device)?;
     // On a GPU it is taken already.
     if device == Device::Cpu {
-        reserve(&mut cache, available, room)?;
+        reserve(&mut cache, available)?;
     }
     Ok(cache)
 }
@@ -100,14 +100,10 @@ fn default_pages(whole: usize, max_batch: usize, room: Option<usize>, device: De
 
 /// Takes the memory that was asked for at once: it should not be missing when the server is busy. The system would rather end the process
 /// than refuse it.
-fn reserve(cache: &mut PagedKvCache, available: Option<u64>, room: Option<usize>) -> Result<()> {
-    let needed = cache.bytes();
-    match (available, room) {
-        (Some(free), Some(room)) if free < needed as u64 => {
-            let tokens = cache.pages() * PagedKvCache::PAGE_TOKENS;
-            let message =
-                format!("needs {needed} bytes for {tokens} tokens, {free} are free: room for {room} tokens");
-            Err(Error::new(ErrorKind::OutOfMemory, "cache-tokens", message))
+fn reserve(cache: &mut PagedKvCache, available: Option<u64>) -> Result<()> {
+    match available {
+        Some(free) if free < cache.bytes() as u64 => {
+            Err(Error::new(ErrorKind::OutOfMemory, "cache-tokens", cache.need(free as usize)))
         }
         _ => cache.reserve(),
     }
