@@ -148,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_a_driver_would_read_beyond_is_compiled_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        ask(&cache);
+        let path = only_file(&cache);
+        for (binary, has_end) in [(&b""[..], false), (b".version 8.0", false), (b".version 8.0\0", true)] {
+            write(path.parent().unwrap(), &path, binary).unwrap();
+            assert_eq!(read(&path).is_some(), has_end, "{binary:?}");
+        }
+    }
+
+    #[test]
     fn a_damaged_entry_is_compiled_and_written_anew() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(folder.path());

@@ -183,6 +183,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn more_than_is_free_is_not_reserved() {
+        let json = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100}"#;
+        let config = crate::model::LlamaConfig::from_json(json, "config.json").unwrap();
+        let mut cache = PagedKvCache::new(&config, 3, tch::Kind::Float, Device::Cpu).unwrap();
+        let needed = cache.bytes() as u64;
+        let free = needed - 1;
+        let error = reserve(&mut cache, Some(free)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        let wanted =
+            format!("cache-tokens: needs {needed} bytes for 96 tokens, {free} are free: room for 64 tokens");
+        assert_eq!(error.to_string(), wanted);
+        assert!(reserve(&mut cache, Some(needed)).is_ok() && reserve(&mut cache, None).is_ok());
+    }
+
+    #[test]
     fn a_cache_is_as_large_as_there_is_room_for() {
         let (cpu, gpu) = (Device::Cpu, Device::Cuda(0));
         for device in [cpu, gpu] {
